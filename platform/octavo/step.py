@@ -25,6 +25,10 @@ Uint32 = npt.NDArray[np.uint32]
 Float32 = npt.NDArray[np.float32]
 
 
+class GaveWay(Exception):
+    """A step ended before its time, as `StepBatch.gives_way` allows: of what it did only the block copies count."""
+
+
 @dataclass(frozen=True, slots=True)
 class Penalties:
     """What the penalties of one row look at, counted already: D tokens, each once.
@@ -133,6 +137,8 @@ class StepBatch:
     pooled: list[PooledRow] = field(default_factory=list)  # the sequences that want a vector
     states: StateRows | None = None  # of a model with recurrent layers; None: all begin, and nothing of them is kept
     adapters: list[str] | None = None  # [S] digests of their adapters, "" for none; None: none has one
+    # [1] not 0 once the step may end before its time (`GaveWay`), which another thread says; None: it never may
+    gives_way: Int32 | None = None
 
     @property
     def num_tokens(self) -> int:

@@ -427,6 +427,10 @@ class Ranks:
     sum: Callable[[Tensor], object]
 
 
+class StepGaveWay(Exception):
+    """A step ended before its last layer, because somebody asked it to."""
+
+
 _SUM = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
 
 
@@ -501,6 +505,7 @@ class NativeDecoder:
         whole: bool = True,
         adapters: Sequence[PackedAdapter | None] | None = None,
         states: tuple[Int32, Int32, Int32] | None = None,
+        gives_way: Int32 | None = None,
     ) -> Float32:
         """One step: keys and values of all tokens are stored, logits [len(token_index), vocab] computed.
 
@@ -512,11 +517,13 @@ class NativeDecoder:
                 prompt saves most of that layer.
             adapters: of each sequence; None: none has one.
             states: source, saved and states of `octavo.step.StateRows`; None: all begin, and nothing is kept.
+            gives_way: [1], which another thread may set: the step ends before the next layer where it is not 0.
 
         Returns:
             an array that the next step overwrites.
 
         Raises:
+            StepGaveWay: it has; what it stored is to be stored again.
             the error that the sum over ranks raised.
         """
         if len(token_index) > len(self._logits):
@@ -532,7 +539,9 @@ class NativeDecoder:
         if states is not None:
             source, saved, targets = (np.ascontiguousarray(array, np.int32) for array in states)
             self._library.call("decoder_recur", self._handle, source, len(saved), saved, targets)
-        self._library.call(
+        if gives_way is not None:
+            self._library.call("decoder_give_way", self._handle, gives_way)
+        ended = self._library.call(
             "decoder_step",
             self._handle,
             token_ids,
@@ -545,6 +554,8 @@ class NativeDecoder:
         )
         if self._failed:
             raise self._failed.pop()
+        if not ended:
+            raise StepGaveWay
         return out
 
     def _sum_over_ranks(self, address: int, count: int) -> None:

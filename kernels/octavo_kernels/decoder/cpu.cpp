@@ -8,6 +8,7 @@
 //   RunPerThread   long prompts: one phase in which each thread takes a run of tokens through all matrices, so that
 //                  their activations stay in its core's cache; not of mixtures, which would have few rows per expert
 // Activations are float32 between the matrices; each matrix packs them as its format requires (linear/cpu.h).
+#include <atomic>
 #include <memory>
 #include <vector>
 
@@ -20,6 +21,7 @@ namespace octavo {
 namespace {
 
 constexpr int64_t kPhasesPerLayer = 30, kOtherPhases = 7;
+constexpr char kStay = 1, kLeave = 2;
 
 OCTAVO_INLINE void clip_row(float largest, int64_t count, float* x) {
     for (int64_t i = 0; i < count; i += kLanes)
@@ -48,6 +50,8 @@ class Decoder : LayerMath {
     int64_t cuts = 1;
     Tokens finished = {};  // those that pass through the last layer's matrices, after its attention
     Phases phases;
+    const int32_t *hurry = nullptr, *next_hurry = nullptr;  // of this step and the next, or null: it runs to its end
+    std::vector<std::atomic<char>> verdicts;                // of each layer, and the end: whether threads go on to it
     const int64_t* adapting = nullptr;               // of the next step: an Adapter or null for each of its sequences
     std::vector<const Adapter*> adapters;            // of each token; empty where none has one
     const Mixture* const mixture;  // of the first layer that has one, or null; those of all layers are alike
@@ -304,8 +308,17 @@ class Decoder : LayerMath {
         else way.each(way.tokens.count, [&](int64_t j) { settle(way, *before, j); });
     }
 
-    void run_layers(int& cursor, int thread) {
+    // Whether all threads leave the step before a layer: as the first that comes there finds.
+    bool leaves_before(size_t layer) {
+        if (!hurry) return false;
+        char verdict = 0, mine = __atomic_load_n(hurry, __ATOMIC_RELAXED) ? kLeave : kStay;
+        return (verdicts[layer].compare_exchange_strong(verdict, mine) ? mine : verdict) == kLeave;
+    }
+
+    // Returns whether it came to the end.
+    bool run_layers(int& cursor, int thread) {
         for (size_t i = 0; i <= layers.size(); ++i) {
+            if (leaves_before(i)) return false;
             const Tokens tokens = i < layers.size() ? Tokens{0, num_tokens, nullptr} : finished;
             if (tokens.count == 0) break;  // part of a prompt after which nothing is sampled
             Workspace& w = i < layers.size() ? shared : last;
@@ -323,6 +336,7 @@ class Decoder : LayerMath {
             if (layers[i].recurrent) recur(layers[i], cursor);
             else attention(layers[i], cursor, thread);
         }
+        return true;
     }
 
     void run_per_thread(int& cursor, size_t i, int thread, Tokens tokens, int64_t runs) {
@@ -449,7 +463,7 @@ public:
           q_size(m.query_heads * m.head_dim), kv_size(m.kv_heads * m.head_dim),
           qkv_size(latent ? q_size : q_size + 2 * kv_size + gate_size()),
           widths{m.hidden, latent ? latent->v_b.n : q_size, inner_of(false), inner_of(true), mixed_width()},
-          phases(kPhasesPerLayer * m.num_layers + kOtherPhases), mixture(first_mixture()) {
+          phases(kPhasesPerLayer * m.num_layers + kOtherPhases), verdicts(m.num_layers + 1), mixture(first_mixture()) {
         for (const Layer& layer : layers) {
             plans.resize(std::max(int64_t(plans.size()), layer.plan + 1));
             groups = std::max(groups, layer.group + 1);
@@ -462,10 +476,15 @@ public:
 
     void recur_from(const StateRows& rows) { state_rows = rows; }
 
+    void give_way(const int32_t* flag) { next_hurry = flag; }
+
     void set_ranks(int64_t first, SumOverRanks sum) { first_token = first, sum_over_ranks = sum; }
 
-    void step(const int32_t* tokens, const Sequences& sequences, bool whole, const int64_t* token_index, int64_t count,
+    // Returns whether it came to the end.
+    bool step(const int32_t* tokens, const Sequences& sequences, bool whole, const int64_t* token_index, int64_t count,
               int64_t kept, float* logits) {
+        hurry = next_hurry, next_hurry = nullptr;
+        for (auto& verdict : verdicts) verdict = 0;
         num_tokens = sequences.query_start[sequences.count];
         token_ids = tokens;
         finished = whole ? Tokens{0, num_tokens, nullptr} : Tokens{0, count + kept, token_index};
@@ -478,11 +497,13 @@ public:
         reserve();
         normed = normed_.floats(count * model.hidden);
         head_input.reserve(count, model.hidden);
+        std::atomic<bool> ended = true;
         join(threads, [&](int thread) {
             int cursor = 0;
-            run_layers(cursor, thread);
-            if (count) run_head(cursor, token_index, count, logits);
+            if (!run_layers(cursor, thread)) ended = false;
+            else if (count) run_head(cursor, token_index, count, logits);
         });
+        return ended;
     }
 
     // The residual stream after the last layer of the last step, which must have had `whole` set; as for logits().
@@ -530,17 +551,23 @@ OCTAVO_API void octavo_decoder_recur(int64_t decoder, const int32_t* source, int
     ((octavo::Decoder*)decoder)->recur_from({source, count, saved, targets});
 }
 
+// The next step may end before a layer at which *flag is not 0. What it has written to the cache is then written again.
+OCTAVO_API void octavo_decoder_give_way(int64_t decoder, const int32_t* flag) {
+    ((octavo::Decoder*)decoder)->give_way(flag);
+}
+
+// Returns 1, or 0 where the step gave way, so that nothing but its block copies counts.
 // Arrays as in octavo.step, tables: [groups of layers][sequences][table_stride]; token_index: [count + kept] different
 // flat tokens. After the first `count` logits
 // [count, vocab] are computed; octavo_decoder_states() gives the states of the others.
 // whole: whether the other tokens pass through the last layer too.
-OCTAVO_API void octavo_decoder_step(int64_t decoder, const int32_t* token_ids, int64_t num_sequences,
+OCTAVO_API int64_t octavo_decoder_step(int64_t decoder, const int32_t* token_ids, int64_t num_sequences,
                                     const int32_t* query_start, const int32_t* context_lens, const int32_t* tables,
                                     int64_t table_stride, int64_t whole, const int64_t* token_index, int64_t count,
                                     int64_t kept, float* logits) {
     using namespace octavo;
     const Sequences sequences{num_sequences, query_start, context_lens, tables, table_stride};
-    ((Decoder*)decoder)->step(token_ids, sequences, whole != 0, token_index, count, kept, logits);
+    return ((Decoder*)decoder)->step(token_ids, sequences, whole != 0, token_index, count, kept, logits);
 }
 
 // [tokens of the last step, hidden] before the final norm.

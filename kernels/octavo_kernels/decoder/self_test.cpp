@@ -9,7 +9,7 @@
 
 OCTAVO_API int64_t octavo_decoder_new(const void* model, const void* numbers, const void* layers);
 OCTAVO_API void octavo_decoder_free(int64_t decoder);
-OCTAVO_API void octavo_decoder_step(int64_t decoder, const int32_t* token_ids, int64_t num_sequences,
+OCTAVO_API int64_t octavo_decoder_step(int64_t decoder, const int32_t* token_ids, int64_t num_sequences,
                                     const int32_t* query_start, const int32_t* context_lens, const int32_t* tables,
                                     int64_t table_stride, int64_t whole, const int64_t* token_index, int64_t count,
                                     int64_t kept, float* logits);

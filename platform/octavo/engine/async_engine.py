@@ -20,7 +20,7 @@ from octavo.engine.patience import Silence
 from octavo.engine.stats import EngineStats
 from octavo.errors import EngineDead, EngineStopped, OctavoError
 from octavo.models.source_spec import read_spec
-from octavo.request import Request, SequenceUpdate
+from octavo.request import BELOW_ALL, Request, SequenceUpdate
 from octavo.source import Source, resolve_source
 from octavo.text.grammars.compiler import Compiled, Compiler
 from octavo.text.grammars.tokens import Vocabulary
@@ -230,14 +230,19 @@ class AsyncEngine:
         self.engine.arrives(request.request_id, "arrive")
         grammar, compiler = request.params.grammar, self.engine.compiler
         if grammar is None or compiler is None:
-            self._commands.put((request.request_id, None, request, listener, None))
+            self._command((request.request_id, None, request, listener, None))
         else:
             self.engine.arrives(request.request_id, "compile")
             self._compiling.begin(compiler, grammar, request, listener)
 
     def _compiled(self, command: Command) -> None:
         self.engine.arrives(command[0], "compiled")
+        self._command(command)
+
+    def _command(self, command: Command) -> None:
         self._commands.put(command)
+        if (request := command[2]) is not None and request.priority < BELOW_ALL:
+            self.engine.hurry[0] = 1  # the step under way need not end first
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         """End a request, or one of its n sequences, before the next step; may be called from any thread."""
@@ -348,6 +353,7 @@ class AsyncEngine:
         """Carry out what callers asked for; sleeps while there is nothing to do. False when told to close."""
         news: News = {}
         gathers, since = not self.engine.has_work, time.monotonic()
+        self.engine.hurry[0] = 0  # before the queue is emptied: who comes later sets it again
         try:
             while self._carry_out(self._next_command(news), news):
                 self._beat = time.monotonic()

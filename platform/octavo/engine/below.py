@@ -1,8 +1,9 @@
 """What a step may hold of requests below all others (`octavo.request.BELOW_ALL`), so that the others do not feel them.
 
 Where nothing else runs or waits they have the whole step, which prompts make no longer than `budget.ALONE_SECONDS`:
-somebody who comes meanwhile waits for it. No other step is laid out while a long one runs (`LONG_SECONDS`), for who
-comes would wait for both.
+somebody who comes meanwhile waits for it. No other step is laid out while it runs, unless it is very short
+(`SHORT_SECONDS`), for who comes would wait for both. Where the executor can it ends such a step between two layers once
+somebody comes, and it is taken back (`take_back`): blocks stay where they are and are written again.
 
 Where anything else runs or waits, none of them starts, and of those that run the first few get their tokens: as many as
 make the step longer by no more than `SHARE`, as the cost model has it. The rest keep their places and blocks until
@@ -14,12 +15,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from octavo.cost_model import CostModel
+from octavo.engine.plan import InFlight, StepPlan
 from octavo.engine.queues import OrderedSequences
 from octavo.engine.sequence import Sequence
+from octavo.kvcache.block_pool import BlockPool
 from octavo.request import BELOW_ALL
 
 SHARE = 0.03
-LONG_SECONDS = 0.02
+SHORT_SECONDS = 0.005
 
 
 class Part(NamedTuple):
@@ -59,6 +62,30 @@ def part_of(running: OrderedSequences, head: Sequence | None, cost_model: CostMo
     above = running.before(BELOW_ALL)
     beside = _beside(running[:above], running[above:], cost_model)
     return Part(above + beside, beside)
+
+
+def may_give_way(plan: StepPlan) -> bool:
+    """Whether a step can be taken back: each of its sequences is a request, and nothing was drawn up for it alone."""
+    if not plan.apart or plan.states or plan.proposed:
+        return False
+    return not any(
+        seq.constraint is not None or seq.group.request.params.num_places > 1 or seq.group.needs_every_position
+        for seq, _ in plan.entries
+    )
+
+
+def take_back(plan: StepPlan, step: InFlight, pool: BlockPool) -> None:
+    """Undo a step that gave way, the only one in flight: its sequences have computed what they had before it.
+
+    Those that began with it may have found blocks that it was to fill: they are to begin again.
+    """
+    for _, seq in step.rows:
+        if not seq.ended:
+            seq.num_pending -= 1
+    for seq, count in plan.entries:
+        if not seq.ended:
+            seq.num_computed -= count
+            seq.table.num_published = min(seq.table.num_published, seq.num_computed // pool.block_size)
 
 
 def above_all(running: list[Sequence]) -> tuple[list[Sequence], int]:

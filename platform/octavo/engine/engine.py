@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from octavo.config import EngineConfig
 from octavo.constraint import Grammar
 from octavo.cost_model import CostModel, attended
@@ -17,6 +19,7 @@ from octavo.engine.adapters import Adapters
 from octavo.engine.admission import ModelLimits
 from octavo.engine.batch import BatchBuilder, smallest_batch
 from octavo.engine.beam import Beams
+from octavo.engine.below import may_give_way
 from octavo.engine.constrained import RequestRules, is_constrained
 from octavo.engine.decisions import Decision, DecisionKind, DecisionLog
 from octavo.engine.drafter import Drafter, load_drafter
@@ -38,6 +41,7 @@ from octavo.load import ShardState
 from octavo.pooling import PoolingInfo
 from octavo.request import BELOW_ALL, Request, SamplingParams, SequenceUpdate
 from octavo.source import Source
+from octavo.step import GaveWay
 from octavo.text.grammars.compiler import Compiler
 from octavo.text.grammars.tokens import Vocabulary
 from octavo.text.tokenizer import Tokenizer
@@ -88,6 +92,8 @@ class Engine:
         adapters: that are loaded, and the requests that wait for one.
         arrivals: what happens to requests before they come into the scheduler's queue.
         tickets: routers' names of requests that `state` counts; whoever reports the state empties it.
+        hurry: [1], not 0 while somebody waits for whom steps of those below all others give way; another thread may
+            set it.
         given: blocks that were copied for other shards.
     """
 
@@ -152,6 +158,7 @@ class Engine:
         self.generation_tokens = self.given = 0
         self.arrivals = DecisionLog()
         self.tickets: deque[str] = deque(maxlen=MAX_TICKETS)
+        self.hurry = np.zeros(1, np.int32)
 
     @classmethod
     def load(
@@ -330,8 +337,11 @@ class Engine:
         if self.scheduler.fetches is not None:
             self._save(plan, self.scheduler.fetches)
         if plan.entries:
+            batch = self._batches.build(plan)
+            if may_give_way(plan) and not self.isolation.active:
+                batch = dataclasses.replace(batch, gives_way=self.hurry)
             try:
-                wait = self.executor.launch(self._batches.build(plan))
+                wait = self.executor.launch(batch)
             except BaseException as error:
                 self._raised(plan, plan.reached(advanced=False), error)
                 return plan.ended
@@ -361,6 +371,11 @@ class Engine:
         step = self._in_flight.popleft()
         try:
             result = step.wait()
+        except GaveWay:
+            self._ended = self.clock()
+            self.scheduler.give_back(step.plan, step.books)
+            self._batches.forget()
+            return []
         except BaseException as error:
             self._raised(step.plan, step.plan.reached(advanced=True), error)
             return []

@@ -38,6 +38,7 @@ class StepPlan:
         filling: blocks that the step in flight fills, of those that are `published`.
         work: the step's content, as the cost model counts it.
         apart: no other step is laid out while it runs.
+        admitted: the sequences of `entries` that begin with it.
     """
 
     entries: list[tuple[Sequence, int]] = field(default_factory=list)
@@ -52,6 +53,7 @@ class StepPlan:
     filling: frozenset[int] = frozenset()
     work: StepWork = _NOTHING
     apart: bool = False
+    admitted: list[Sequence] = field(default_factory=list)
 
     def reached(self, *, advanced: bool) -> dict[str, dict[int, int]]:
         """What its living sequences have computed after the step: request id -> index -> tokens.

@@ -204,7 +204,14 @@ class Undone(Frame, tag="undo"):
     decisions: list[Any]
 
 
-EngineFrame = Begun | Added | Aborted | Scheduled | Advanced | Committed | Preempted | Lent | Undone
+class GaveBack(Frame, tag="gave back"):
+    """As in `Scheduler.give_back`: the step in flight."""
+
+    time: float
+    decisions: list[Any]
+
+
+EngineFrame = Begun | Added | Aborted | Scheduled | Advanced | Committed | Preempted | Lent | Undone | GaveBack
 
 
 def recorded(
@@ -351,6 +358,12 @@ class RecordedScheduler(Scheduler):
         time = self._begin()
         super().roll_back(plans)
         self._write(Undone(time, self._decided()))
+
+    def give_back(self, plan: StepPlan, step: InFlight) -> None:
+        """As of `Scheduler`."""
+        time = self._begin()
+        super().give_back(plan, step)
+        self._write(GaveBack(time, self._decided()))
 
     def close(self) -> None:
         """As of `Scheduler`."""

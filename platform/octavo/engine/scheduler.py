@@ -42,7 +42,7 @@ from octavo.engine.activation import one_way
 from octavo.engine.admission import ModelLimits, check_request
 from octavo.engine.beam import Beams, NextBeams, blocks_wanted, check_beams, too_wide
 from octavo.engine.behind import checked, may_guess
-from octavo.engine.below import LONG_SECONDS, Part, above_all, is_below, part_of
+from octavo.engine.below import SHORT_SECONDS, Part, above_all, is_below, part_of, take_back
 from octavo.engine.budget import prompt_budget
 from octavo.engine.constrained import RequestRules
 from octavo.engine.deadlines import Deadlines, told
@@ -241,7 +241,7 @@ class Scheduler:
                 self._note.wait(self._waiting, len(self._running), why)
         plan.widen(self._idle_places(plan))
         plan.measure(has_prompts=chunk < whole)
-        plan.apart = part.alone and self.cost_model.predict(plan.work) >= LONG_SECONDS
+        plan.apart = part.alone and self.cost_model.predict(plan.work) >= SHORT_SECONDS
         self._running.charge(plan, self.cost_model)
         return plan
 
@@ -355,6 +355,7 @@ class Scheduler:
         seq.group.admitted(seq, self.counters)
         self._running.join(seq)
         plan.add(seq, count, self.pool)
+        plan.admitted.append(seq)
         self._note("admit", seq, "fits", cached=seq.num_computed, tokens=count)
         if seq.is_late:
             self._line_up(seq)
@@ -518,11 +519,25 @@ class Scheduler:
         self._searching.clear()
         requeue(self._groups.values(), self._running, self._waiting, self.pool)
 
+    def give_back(self, plan: StepPlan, step: InFlight) -> None:
+        """Undo a step that gave way (`octavo.step.GaveWay`), the only one in flight."""
+        self.pool.unpublish([*self.filling, *plan.published])
+        self.filling = []
+        take_back(plan, step, self.pool)
+        for seq in plan.admitted:
+            if not seq.ended:
+                self._give_up(seq, "its step gave way")
+
     def _preempt(self, seq: Sequence, needed_by: str) -> None:
-        self._note("preempt", seq, f"blocks needed by {needed_by}", held=len(seq.table.held()))
-        if seq.group.beams is not None:
-            self._begin_again(seq.group, seq.group.beams)
+        why = f"blocks needed by {needed_by}"
+        if seq.group.beams is None:
+            self._give_up(seq, why)
             return
+        self._note("preempt", seq, why, held=len(seq.table.held()))
+        self._begin_again(seq.group, seq.group.beams)
+
+    def _give_up(self, seq: Sequence, why: str) -> None:
+        self._note("preempt", seq, why, held=len(seq.table.held()))
         self._running.leave(seq)
         seq.table.free()
         seq.num_computed = 0

@@ -34,9 +34,19 @@ from octavo.models.parallel import Share, TPGroup
 from octavo.models.source_spec import cut_through_blocks, why_not_packed
 from octavo.request import Adapter
 from octavo.source import Source
-from octavo.step import Candidates, Float32, Int64, LogprobRow, SamplingRows, StepBatch, StepResult
+from octavo.step import Candidates, Float32, GaveWay, Int64, LogprobRow, SamplingRows, StepBatch, StepResult
 from octavo_kernels.checksum import read_bandwidth
-from octavo_kernels.decoder import CELL, NativeDecoder, PackedKV, PackedModel, PackedStates, Ranks, Type, block_bytes
+from octavo_kernels.decoder import (
+    CELL,
+    NativeDecoder,
+    PackedKV,
+    PackedModel,
+    PackedStates,
+    Ranks,
+    StepGaveWay,
+    Type,
+    block_bytes,
+)
 from octavo_kernels.linear.formats import Precision
 from octavo_kernels.lora.packed import PackedAdapter
 from octavo_kernels.native.library import Library
@@ -121,7 +131,10 @@ class NativeExecutor:
         # The n sequences of one prompt are drawn from the same logits: compute those once.
         places, logits_row = np.unique(batch.sampling.token_index, return_inverse=True)
         kept = pooled_tokens(batch) if batch.pooled else None
-        logits = self._joined(self._step(batch, places.astype(np.int64), kept))
+        try:
+            logits = self._joined(self._step(batch, places.astype(np.int64), kept))
+        except StepGaveWay:
+            return _gave_way
         pooled = {} if kept is None else pool(batch, self._decoder.states(kept), self._head)
         nothing = np.zeros(0, np.int64), dict[int, LogprobRow](), dict[int, Candidates]()
         tokens, logprobs, found = nothing if logits is None else _sample(logits, logits_row, batch.sampling)
@@ -177,7 +190,8 @@ class NativeExecutor:
         adapters = None if named is None else [self._adapters[digest] if digest else None for digest in named]
         rows = batch.states
         states = None if rows is None else (rows.source, rows.saved, rows.states)
-        more = {"kept": kept, "whole": whole, "adapters": adapters, "states": states}
+        gives_way = batch.gives_way if self._group.size == 1 else None  # other ranks would go on
+        more = {"kept": kept, "whole": whole, "adapters": adapters, "states": states, "gives_way": gives_way}
         return self._decoder.step(ids, starts, contexts, tables, token_index, **more)  # type: ignore[arg-type]
 
     def _joined(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32] | None:
@@ -202,6 +216,10 @@ class NativeExecutor:
 
         logits = self._joined(self._decoder.logits(np.array(rows, np.int64)))
         return None if logits is None else torch.from_numpy(logits)
+
+
+def _gave_way() -> StepResult:
+    raise GaveWay
 
 
 def described(dtype: Literal["float32", "bfloat16"], precision: Precision) -> str:

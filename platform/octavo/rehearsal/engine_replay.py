@@ -31,6 +31,7 @@ from octavo.engine.recorded import (
     Begun,
     Committed,
     EngineFrame,
+    GaveBack,
     Got,
     Lent,
     Preempted,
@@ -111,6 +112,9 @@ class EngineReplay:
                 failed = [self._plan] if self._plan is not None and self._plan.entries else []
                 scheduler.roll_back([*failed, *launched])
                 self._flight.clear()
+
+            case GaveBack():
+                scheduler.give_back(*self._flight.popleft())
 
     def _commit(self, frame: Committed) -> None:
         plan, step = self._flight.popleft()

@@ -8,16 +8,21 @@ from functools import partial
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from octavo.config import EngineConfig
 from octavo.cost_model import Cost, CostModel
 from octavo.engine.below import part_of
 from octavo.engine.budget import prompt_budget
 from octavo.engine.plan import StepPlan
+from octavo.recording import find_recordings
 from octavo.rehearsal.fleet import Fleet, SimulatedShard
+from octavo.rehearsal.replay import replay_file
 from octavo.rehearsal.simulated import load_profile
 from octavo.request import BELOW_ALL, Request, SamplingParams, SequenceUpdate
 from octavo.routing.router import RoutingConfig
+from octavo.step import GaveWay
 
 
 class Known(CostModel):
@@ -95,6 +100,78 @@ def test_prompts_of_theirs_make_no_step_long(fake):
     config = EngineConfig(block_size=16, max_num_batched_tokens=1000)
     assert prompt_budget([], config, Known(), alone=True) == pytest.approx(50, abs=1)
     assert prompt_budget([], config, Known()) == 1000
+
+
+def gives_way(model, seed):
+    """Have a fake end steps that may be ended, now and then, after it has stored nonsense for all of their tokens."""
+    chance, launch, ended = random.Random(seed), model.launch, []
+
+    def launch_or_end(batch):
+        if batch.gives_way is None or chance.random() < 0.5:
+            return launch(batch)
+        sources, targets = [s for s, _ in batch.block_copies], [t for _, t in batch.block_copies]
+        model.cache[targets] = model.cache[sources]
+        for s in range(batch.num_seqs):
+            length, count = batch.context_lens[s], batch.query_start[s + 1] - batch.query_start[s]
+            model.write(batch, s, np.arange(length - count, length), np.full(count, -7))
+        ended.append(batch)
+
+        def wait():
+            raise GaveWay
+
+        return wait
+
+    model.launch = launch_or_end
+    return ended
+
+
+@given(seed=st.integers(0, 2**32), caching=st.booleans(), ahead=st.booleans())
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_step_that_gave_way_leaves_nothing_behind(fake, seed, caching, ahead):
+    chance = random.Random(seed)
+    engine = fake.engine(num_blocks=90, enable_prefix_caching=caching, async_scheduling=ahead)
+    engine.scheduler.cost_model = Known()  # whose steps are long
+    ended = gives_way(fake.model(engine), seed)
+    asked, said = {}, {}
+    for number in range(120):
+        if chance.random() < 0.3:
+            prompt = [chance.randrange(2)] * chance.randrange(1, 40) + [number] * chance.randrange(5)
+            params = {"max_tokens": chance.randrange(1, 30)}
+            if chance.random() < 0.8:
+                engine.add(below(fake, f"r{number}", prompt, **params))
+            else:
+                engine.add(fake.request(f"r{number}", prompt, n=chance.choice([1, 3]), **params))
+            asked[f"r{number}"] = prompt
+        if asked and chance.random() < 0.05:
+            asked.pop(gone := chance.choice(list(asked)))
+            engine.abort(gone)
+        for update in engine.step():
+            said.setdefault((update.request_id, update.index), []).extend(update.token_ids)
+        engine.check_integrity()
+    for name, sequences in fake.run(engine).items():
+        for index, tokens in sequences.items():
+            said.setdefault((name, index), []).extend(tokens)
+    for (name, index), tokens in said.items():
+        if name in asked:
+            assert tokens == fake.expected(asked[name], len(tokens), (index * 0x9E3779B97F4A7C15) % 2**64)
+    assert {name for name, _ in said} >= asked.keys()
+    assert ended, "none gave way"
+    assert engine.pool.num_owned == 0
+    engine.executor.close()
+
+
+def test_steps_that_gave_way_are_decided_again_from_a_recording(fake, tmp_path):
+    engine = fake.engine(record=str(tmp_path), async_scheduling=True)
+    fake.model(engine).seconds = 0.02
+    ended = gives_way(fake.model(engine), 1)
+    for number in range(40):
+        engine.add(below(fake, f"r{number}", [number % 3] * 30, max_tokens=9))
+        engine.step()
+    fake.run(engine)
+    engine.close()
+    assert ended
+    (file,) = find_recordings(tmp_path)
+    assert replay_file(file).difference is None
 
 
 SECONDS = 20.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,11 +15,12 @@ from hypothesis import strategies as st
 
 from octavo import LLM, SamplingParams
 from octavo.constraint import StructuredOutputs
+from octavo.engine.batch import smallest_batch
 from octavo.errors import ConfigError
 from octavo.execution.native_executor import NativeExecutor, _sample
 from octavo.execution.sampler import sample
 from octavo.execution.torch_executor import TorchExecutor
-from octavo.step import SamplingRows
+from octavo.step import GaveWay, SamplingRows
 from octavo_kernels.native.build import NoCompiler
 from octavo_kernels.native.library import Library, library, supported_levels, use
 from octavo_kernels.sampling import sample as native_sample
@@ -74,6 +76,19 @@ def test_float32_tokens_are_those_of_the_torch_runner(native, tiny_model, name, 
     assert isinstance(ours.engine.executor, NativeExecutor)
     assert isinstance(theirs.engine.executor, TorchExecutor)
     assert tokens(generate(ours, params)) == tokens(generate(theirs, params))
+
+
+def test_a_step_ends_before_its_time_where_it_may_and_the_next_is_whole(native, tiny_model):
+    llm = engine(tiny_model("llama3"), native)
+    executor, batch = llm.engine.executor, smallest_batch(0)
+    whole = executor.launch(batch)().token_ids
+    hurry = np.zeros(1, np.int32)
+    assert executor.launch(replace(batch, gives_way=hurry))().token_ids == whole
+    hurry[0] = 1
+    with pytest.raises(GaveWay):
+        executor.launch(replace(batch, gives_way=hurry))()
+    assert executor.launch(batch)().token_ids == whole
+    llm.close()
 
 
 def test_logprobs_are_those_of_the_torch_runner(native, tiny_model):
