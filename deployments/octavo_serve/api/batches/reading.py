@@ -57,6 +57,7 @@ class _Body(msgspec.Struct):
     model: str | None = None
     stream: bool | None = None
     background: bool | None = None
+    deadline_ms: msgspec.Raw | None = None
     tools: msgspec.Raw = msgspec.Raw()
     system: msgspec.Raw = msgspec.Raw()
     messages: msgspec.Raw = msgspec.Raw()
@@ -155,6 +156,9 @@ def _checked(text: bytes, endpoint: str, max_bytes: int) -> tuple[_LineJson, _Bo
     for name in ("stream", "background"):
         if getattr(body, name):
             raise _Wrong("invalid_request", f"a batch's answers come in a file: leave {name} out", f"body.{name}")
+    if body.deadline_ms not in (None, b"null"):
+        sentence = "a line waits until nobody else needs the machine: leave deadline_ms out"
+        raise _Wrong("invalid_request", sentence, "body.deadline_ms")
     return line, body
 
 

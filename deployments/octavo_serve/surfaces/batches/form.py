@@ -103,7 +103,8 @@ class Form:
         if name.lower() == b"content-disposition":
             options = parse_options_header(value)[1]
             self._part.name = options.get(b"name", b"").decode(errors="replace")
-            self._part.filename = options.get(b"filename", b"").decode(errors="replace")[:MAX_NAME]
+            given = options.get(b"filename", b"").decode(errors="replace")
+            self._part.filename = given.replace("\\", "/").rpartition("/")[2][:MAX_NAME]  # whoever saves it under it
 
     def _headers_finished(self) -> None:
         if self._part.name != FILE:

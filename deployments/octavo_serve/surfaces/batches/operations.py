@@ -47,7 +47,7 @@ async def _create(service: Service, call: Call) -> BatchObject:
     )
     await batches.run(store.add_batch, batch, batches.clock())
     batches.changed.set()
-    return told_batch(batch)
+    return told_batch(batch, tells=call.tells)
 
 
 async def _get(service: Service, call: Call) -> BatchObject:
@@ -64,7 +64,7 @@ async def _cancel(service: Service, call: Call) -> BatchObject:
 def _told(batch: Batch | None, call: Call) -> BatchObject:
     if batch is None:
         raise NotKept(f"there is no batch {call.path['batch_id']!r:.80}", "batch_id")
-    return told_batch(batch)
+    return told_batch(batch, tells=call.tells)
 
 
 async def _list(service: Service, call: Call) -> BatchList:
@@ -72,7 +72,7 @@ async def _list(service: Service, call: Call) -> BatchList:
     found = await service.batches.run(store.list_batches, call.caller.name, query.after, query.limit + 1)
     if found is None:
         raise BadRequest(f"after names {query.after!r:.80}, which is no batch", "after")
-    listed: BatchList = page([told_batch(batch) for batch in found], query.limit)
+    listed: BatchList = page([told_batch(batch, tells=call.tells) for batch in found], query.limit)
     return listed
 
 

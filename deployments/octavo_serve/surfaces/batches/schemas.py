@@ -162,8 +162,12 @@ def told_file(file: StoredFile) -> FileObject:
     }
 
 
-def told_batch(batch: Batch) -> BatchObject:
-    """A batch as its caller sees it."""
+def told_batch(batch: Batch, *, tells: bool) -> BatchObject:
+    """A batch as its caller sees it.
+
+    Args:
+        tells: whether it may tell about the cache, which holds what others have sent.
+    """
     facts: dict[str, Any] = batch.facts
     return {
         "id": batch.id,
@@ -185,18 +189,18 @@ def told_batch(batch: Batch) -> BatchObject:
         "cancelling_at": facts.get("cancelling_at"),
         "cancelled_at": facts.get("cancelled_at"),
         "request_counts": {"total": batch.total, "completed": batch.completed, "failed": batch.failed},
-        "usage": _told_usage(facts.get("usage") or {}),
+        "usage": _told_usage(facts.get("usage") or {}, tells=tells),
         "model": batch.model or None,
         "metadata": facts.get("metadata"),
     }
 
 
-def _told_usage(tokens: dict[str, int]) -> BatchUsage:
+def _told_usage(tokens: dict[str, int], *, tells: bool) -> BatchUsage:
     """Tokens of the lines that have an answer, as `Usage` names them."""
     prompt, completion = tokens.get("prompt_tokens", 0), tokens.get("completion_tokens", 0)
     return {
         "input_tokens": prompt,
-        "input_tokens_details": {"cached_tokens": tokens.get("cached_tokens", 0)},
+        "input_tokens_details": {"cached_tokens": tokens.get("cached_tokens", 0) if tells else 0},
         "output_tokens": completion,
         "output_tokens_details": {"reasoning_tokens": tokens.get("reasoning_tokens", 0)},
         "total_tokens": prompt + completion,

@@ -36,7 +36,8 @@ def test_a_files_name_is_only_told(batching: Any, name: str) -> None:
     async def run() -> None:
         async with batching.client() as api:
             file = await api.files.create(file=(name, b"line\n"), purpose="batch")
-            assert len(file.filename) <= 512
+            assert 0 < len(file.filename) <= 512
+            assert not {"/", "\\"} & set(file.filename)
             assert left(batching) == [f"{file.id}.jsonl"]
             assert (await api.files.content(file.id)).content == b"line\n"
             assert (await api.files.retrieve(file.id)).bytes == 5

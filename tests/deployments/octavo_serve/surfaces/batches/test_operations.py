@@ -89,6 +89,7 @@ def test_lines_that_fail_have_a_file_of_their_own(batching: Any, line: Any) -> N
 def test_a_file_with_wrong_lines_fails_as_a_whole_and_says_where(batching: Any, line: Any) -> None:
     wrong = [line("a"), "{", line("a"), line("b") | {"method": "GET"}, line("c", url="/v1/completions")]
     wrong += [line("d", model="other"), line("e", stream=True), {"custom_id": "f"}, "[]", line("g", background=True)]
+    wrong += [line("h", deadline_ms=1)]
 
     async def run() -> None:
         async with batching.client() as api, batching.working():
@@ -104,6 +105,7 @@ def test_a_file_with_wrong_lines_fails_as_a_whole_and_says_where(batching: Any, 
                 (8, "invalid_request"),
                 (9, "invalid_request"),
                 (10, "invalid_request"),
+                (11, "invalid_request"),
             ]
             empty = await batching.ended(api, (await batching.begun(api, "\n")).id)
             assert [error.code for error in empty.errors.data] == ["empty_file"]
@@ -316,6 +318,26 @@ def test_nobody_else_sees_a_callers_batches(batching: Any, line: Any) -> None:
             assert [one async for one in bob.batches.list()] == [one async for one in bob.files.list()] == []
             with pytest.raises(openai.BadRequestError, match="no batch"):
                 await bob.batches.list(after=batch.id)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("disclose", "told"), [(False, 0), (True, 8)])
+def test_a_batch_tells_of_the_cache_what_its_answers_tell(batching: Any, line: Any, disclose: bool, told: int) -> None:
+    keys = Keys([KnownKey(Caller("alice"), sha256(b"key").digest())])
+    batching.access.rules = replace(Rules(), keys=keys, disclose=disclose)
+
+    async def ask(owner: str, path: str, body: bytes) -> Reply:
+        return Reply(200, b"{}", usage=Usage(prompt_tokens=9, cached_tokens=8))
+
+    async def run() -> None:
+        async with batching.client("key") as alice, batching.working(ask):
+            batch = await batching.ended(alice, (await batching.begun(alice, line("a"))).id)
+            listed = [one async for one in alice.batches.list()]
+            cancelled = await alice.batches.cancel(batch.id)
+            for each in (batch, cancelled, *listed):
+                assert each.usage.input_tokens == 9
+                assert each.usage.input_tokens_details.cached_tokens == told
 
     asyncio.run(run())
 
