@@ -1,20 +1,22 @@
 """A batch beside people who stream: they do not feel it, it takes what they leave, and no kill -9 costs it a line.
 
+    python tests/deployments/octavo_serve/proofs/batches.py configs/rehearsal.yaml --kills 0 --rate 5 --turns 3
     python tests/deployments/octavo_serve/proofs/batches.py configs/rehearsal.yaml --lines 10000 --kills 20
     python tests/deployments/octavo_serve/proofs/batches.py configs/quickstart.yaml --lines 300 --kills 6 --rate 0.5
 
-Serves CONFIG with a folder for batches and two gateways. Four runs:
+Serves CONFIG with a folder for batches and two gateways. First come the capacity and `--turns` of two runs:
 
-    alone       people who stream, `--rate` of them a second for `--seconds`, always the same ones at the same times
     capacity    a batch and nobody else: lines per second
-    beside      the same people, and a batch that does not end meanwhile
+    alone       people who stream, `--rate` of them a second for `--seconds`; other ones in each turn
+    beside      the same people at the same times, and a batch that does not end meanwhile
     killed      a batch of `--lines` beside people, while a random shard, gateway, or every process of the server is
                 killed `--kills` times, `--pause` seconds apart; after the last kind the server is started again
 
-Told are the 99th percentiles of the first token and of the time between two tokens, beside over alone; lines per second
-beside over what is left of the capacity, where people took the part of time in which a shard had any of theirs; and how
-often each line of the killed batch was answered. Exit code 1 if a line was not answered once, or a bar was missed. The
-last line of the output is JSON.
+Told are the 99th percentiles of the first token and of the time between two tokens of all turns, beside over alone,
+with the medians; lines per second beside over what is left of the capacity, where people took the part of time in which
+a shard had any of theirs; and how often each line of the killed batch was answered. `explained` says where first tokens
+spent their time on average by their requests' own explanations, alone and beside: what is not the server's is the rest
+(`unexplained`). Exit code 1 if a line was not answered once, or a bar was missed. The last line of the output is JSON.
 """
 
 from __future__ import annotations
@@ -60,7 +62,8 @@ def arguments() -> argparse.Namespace:
     options.add_argument("--lines", type=int, default=10_000, help="of the batch beside which everything is killed")
     options.add_argument("--kills", type=int, default=20)
     options.add_argument("--pause", type=float, default=5.0)
-    options.add_argument("--seconds", type=float, default=60.0, help="of each measured run; 0: only kill")
+    options.add_argument("--seconds", type=float, default=40.0, help="of each measured run; 0: only kill")
+    options.add_argument("--turns", type=int, default=2, help="of people alone and beside a batch")
     options.add_argument("--rate", type=float, default=2.0, help="people who begin to stream, per second")
     options.add_argument("--words", type=int, default=200, help="of a prompt")
     options.add_argument("--tokens", type=int, default=32, help="of an answer")
@@ -94,22 +97,26 @@ class People:
     """Who streams: seconds to the first token and between two, as they come."""
 
     def __init__(self, url: str, model: str, options: argparse.Namespace) -> None:
-        self._url, self._model, self._options = url, model, options
+        self._url, self._model, self.options = url, model, options
         self.first: list[float] = []
         self.each: list[float] = []
         self.failed = 0
+        self.ids: list[str] = []
+        self.explained = Counter[str]()
+        self.told = 0  # of how many requests
+        self.cpu = Counter[str]()
 
-    async def come(self, seconds: float) -> None:
-        chance = random.Random(self._options.seed)
+    async def come(self, seconds: float, turn: int = 0) -> None:
+        chance = random.Random(self.options.seed + turn)
         async with httpx.AsyncClient(base_url=self._url, timeout=600) as client, asyncio.TaskGroup() as group:
             begin, at = time.monotonic(), 0.0
-            while (at := at + chance.expovariate(self._options.rate)) < seconds:
+            while (at := at + chance.expovariate(self.options.rate)) < seconds:
                 await asyncio.sleep(begin + at - time.monotonic())
                 group.create_task(self._stream(client, chance.random()))
 
     async def _stream(self, client: httpx.AsyncClient, number: float) -> None:
-        text = " ".join([f"person {number}", *["word"] * self._options.words])
-        body = asked(self._model, text, self._options.tokens) | {"stream": True}
+        text = " ".join([f"person {number}", *["word"] * self.options.words])
+        body = asked(self._model, text, self.options.tokens) | {"stream": True}
         last = begin = time.monotonic()
         try:
             async with client.stream("POST", URL, json=body) as response:
@@ -117,10 +124,30 @@ class People:
                 async for line in response.aiter_lines():
                     if '"content":"' in line and '"content":""' not in line:
                         now = time.monotonic()
+                        if last == begin:
+                            self.ids.append(json.loads(line.removeprefix("data: "))["id"])
                         (self.first if last == begin else self.each).append(now - last)
                         last = now
         except httpx.HTTPError:
             self.failed += 1
+
+    async def explain(self, client: httpx.AsyncClient) -> None:
+        """Add up where first tokens spent their time."""
+        ids, self.ids = self.ids, []
+        for name in ids:
+            answer = await client.get(f"/v1/requests/{name}/explain")
+            for span in answer.json()["prompts"][0]["spans"] if answer.status_code == 200 else ():
+                if span["what"] == "decode":
+                    break
+                self.explained[f"{span['what']} {span['cause'] or ''}".strip()] += span["seconds"]
+            self.told += answer.status_code == 200
+
+    @property
+    def parts_ms(self) -> dict[str, float]:
+        """Milliseconds of a first token, on average, by where they went."""
+        each = {name: 1000 * seconds / max(1, self.told) for name, seconds in self.explained.items()}
+        each["unexplained"] = 1000 * sum(self.first) / len(self.first) - sum(each.values())
+        return {name: round(ms, 2) for name, ms in each.items() if ms >= 0.01}
 
 
 def asked(model: str, text: str, tokens: int) -> dict[str, Any]:
@@ -128,9 +155,9 @@ def asked(model: str, text: str, tokens: int) -> dict[str, Any]:
     return {"model": model, "messages": messages, "max_tokens": tokens, "ignore_eos": True, "temperature": 0}
 
 
-def high(values: list[float]) -> float:
-    """The 99th percentile."""
-    return sorted(values)[int(0.99 * len(values))] if values else float("nan")
+def high(values: list[float], share: float = 0.99) -> float:
+    """The 99th percentile, or another."""
+    return sorted(values)[int(share * len(values))] if values else float("nan")
 
 
 # ── batches ──
@@ -145,8 +172,11 @@ async def begin(client: openai.AsyncOpenAI, model: str, count: int, options: arg
         body = asked(model, text, options.tokens)
         lines.append(json.dumps({"custom_id": f"line-{number}", "method": "POST", "url": URL, "body": body}))
     file = await client.files.create(file=("lines.jsonl", "\n".join(lines).encode()), purpose="batch")
-    batch = await client.batches.create(input_file_id=file.id, endpoint=URL, completion_window="24h")
-    return batch.id
+    return await begin_again(client, file.id)
+
+
+async def begin_again(client: openai.AsyncOpenAI, file: str) -> str:
+    return (await client.batches.create(input_file_id=file, endpoint=URL, completion_window="24h")).id
 
 
 async def done(client: openai.AsyncOpenAI, batch: str) -> int:
@@ -174,40 +204,63 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
 async def measure(server: RunningServer, options: argparse.Namespace) -> dict[str, Any]:
     async with api(server) as client, httpx.AsyncClient(base_url=server.url, timeout=60) as http:
         await People(server.url, server.model, options).come(5)  # warm
-        busy, cpu = await metric(http, "octavo_shard_step_seconds_total"), [processor(server)]
-        alone = People(server.url, server.model, options)
-        await alone.come(options.seconds)
-        shards = len(server.shards())
-        busy = (await metric(http, "octavo_shard_step_seconds_total") - busy) / options.seconds / shards
-        cpu.append(processor(server))
         batch = await begin(client, server.model, 50_000, options)
+        file = (await client.batches.retrieve(batch)).input_file_id
         await until_begun(client, batch)
         capacity = await rate(client, batch, options.seconds / 2)
-        beside = People(server.url, server.model, options)
-        before = await done(client, batch)
-        cpu.append(processor(server))
-        await beside.come(options.seconds)
-        cpu.append(processor(server))
-        lines = (await done(client, batch) - before) / options.seconds
+        shards, people, busy, lines = (
+            len(server.shards()),
+            [People(server.url, server.model, options) for _ in "ab"],
+            0.0,
+            0,
+        )
+        alone, beside = people
+        for turn in range(options.turns):
+            await client.batches.cancel(batch)
+            await until_over(client, batch)
+            busy -= await metric(http, "octavo_shard_step_seconds_total")
+            await come(server, http, alone, turn)
+            busy += await metric(http, "octavo_shard_step_seconds_total")
+            batch = await begin_again(client, file)
+            await until_begun(client, batch)
+            lines -= await done(client, batch)
+            await come(server, http, beside, turn)
+            lines += await done(client, batch)
         await client.batches.cancel(batch)
+    seconds = options.seconds * options.turns
+    busy, per_second = busy / seconds / shards, lines / seconds
     result = {
         "people": {"alone": len(alone.first), "beside": len(beside.first), "failed": alone.failed + beside.failed},
-        "first_token_p99_ms": [round(1000 * high(one.first)) for one in (alone, beside)],
-        "each_token_p99_ms": [round(1000 * high(one.each), 1) for one in (alone, beside)],
+        "first_token_p50_ms": [round(1000 * high(one.first, 0.5), 1) for one in people],
+        "first_token_p99_ms": [round(1000 * high(one.first), 1) for one in people],
+        "each_token_p50_ms": [round(1000 * high(one.each, 0.5), 2) for one in people],
+        "each_token_p99_ms": [round(1000 * high(one.each), 2) for one in people],
+        "explained_ms": [one.parts_ms for one in people],
         "busy": round(busy, 3),
-        "cores": [
-            {who: round((b[who] - a[who]) / options.seconds, 2) for who in b}
-            for a, b in zip(cpu[::2], cpu[1::2], strict=True)
-        ],
-        "lines_per_second": {"capacity": round(capacity, 2), "beside": round(lines, 2)},
+        "cores": [{who: round(spent / seconds, 2) for who, spent in one.cpu.items()} for one in people],
+        "lines_per_second": {"capacity": round(capacity, 2), "beside": round(per_second, 2)},
         "first_token": round(high(beside.first) / high(alone.first), 3),
         "each_token": round(high(beside.each) / high(alone.each), 3),
-        "idle": round(lines / max(1e-9, capacity * (1 - busy)), 3),
+        "idle": round(per_second / max(1e-9, capacity * (1 - busy)), 3),
     }
     found = [name for name in ("first_token", "each_token") if result[name] > BARS[name]]
     result["missed"] = found + ["idle"] * (result["idle"] < BARS["idle"])
     print(json.dumps(result), flush=True)
     return result
+
+
+async def come(server: RunningServer, http: httpx.AsyncClient, people: People, turn: int) -> None:
+    """Have people come, and count what of the processor is taken meanwhile."""
+    before = processor(server)
+    await people.come(people.options.seconds, turn)
+    after = processor(server)
+    people.cpu.update({who: after[who] - before[who] for who in after})
+    await people.explain(http)
+
+
+async def until_over(client: openai.AsyncOpenAI, batch: str) -> None:
+    while (await client.batches.retrieve(batch)).status != "cancelled":
+        await asyncio.sleep(0.2)
 
 
 def processor(server: RunningServer) -> Counter[str]:

@@ -9,6 +9,10 @@ client leaves, or (`--returning` of them) comes again exactly when it was told, 
 and /metrics are asked four times a second, and a prompt whose first token is to be there within 20 ms, which no queue
 allows: it is to be refused within 10 ms (p99). Another process sends, so that this one's watch is right.
 
+`echo_ms` is what the machine and this watch themselves take in the same moments: the same client asks a server that
+does nothing, in a process of its own. Where its 99th percentile is above 5 ms, a refusal's says more of who waits for a
+core than of the gateway.
+
 A told time is true if the client that comes back then is accepted. Two things are complained of: that more than one in
 ten is refused again, and that who is accepted waits more than 1.3 times as long as the bound allows (`longest`, and a
 quarter more for those who return).
@@ -28,6 +32,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -57,6 +62,9 @@ def main() -> None:
     if options.sender is not None:
         print(json.dumps(asyncio.run(Sender(json.loads(options.sender)).run())))
         return
+    if options.echo:
+        asyncio.run(echo())
+        return
     if options.rehearsal_speed is not None:
         options.config = slower(options.config, options.rehearsal_speed)
     with RunningServer(options.config, options.port) as server:
@@ -79,6 +87,7 @@ def arguments() -> argparse.Namespace:
         "--rehearsal-speed", type=float, help="of the config's shards: they bind then, not this machine"
     )
     options.add_argument("--sender", help=argparse.SUPPRESS)  # what the process that sends is to do
+    options.add_argument("--echo", action="store_true", help=argparse.SUPPRESS)  # be the server that does nothing
     return options.parse_args()
 
 
@@ -186,7 +195,12 @@ def hopeless(job: dict[str, Any]) -> dict[str, Any]:
 
 async def watch(server: RunningServer, end: asyncio.Task[Any], body: dict[str, Any]) -> dict[str, Any]:
     """What /health, /metrics and the refusal of an impossible deadline take meanwhile."""
-    took: dict[str, list[float]] = {"health": [], "metrics": [], "hopeless": []}
+    took: dict[str, list[float]] = {"health": [], "metrics": [], "hopeless": [], "echo": []}
+    echoing = await asyncio.create_subprocess_exec(
+        sys.executable, __file__, "-", "--echo", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    )
+    assert echoing.stdin is not None and echoing.stdout is not None  # noqa: PT018
+    nothing = f"http://127.0.0.1:{int(await echoing.stdout.readline())}"
     async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
 
         async def timed(name: str, asking: Awaitable[httpx.Response]) -> httpx.Response:
@@ -201,8 +215,27 @@ async def watch(server: RunningServer, end: asyncio.Task[Any], body: dict[str, A
                 (await timed(name, client.get(f"/{name}"))).raise_for_status()
             for _ in range(2):
                 await timed("hopeless", client.post("/v1/chat/completions", json=body))
+                await timed("echo", client.post(nothing, json=body))
             await asyncio.sleep(0.25)
+    echoing.stdin.close()
+    await echoing.wait()
     return {f"{name}_ms": quantiles(seconds) for name, seconds in took.items()} | {"hopeless": len(took["hopeless"])}
+
+
+async def echo() -> None:
+    """Answer every request with nothing, until standard input ends."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                size = head.lower().partition(b"content-length:")[2].partition(b"\r")[0]
+                await reader.readexactly(int(size))
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await asyncio.to_thread(sys.stdin.read)
 
 
 # ── the process that sends ──
