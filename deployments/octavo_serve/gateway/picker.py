@@ -24,7 +24,7 @@ from octavo.cost_model import attended
 from octavo.errors import DeadlineMissed, EngineDead, ModelNotReady, Overloaded
 from octavo.fairness import SchedulingPolicy
 from octavo.load import ShardState
-from octavo.request import Placement, Request
+from octavo.request import BELOW_ALL, Placement, Request
 from octavo.routing.admission import (
     UNLIMITED,
     Admission,
@@ -371,7 +371,8 @@ class Picker:
 
     def _route(self, request: Request, names: Sequence[str], waited: float) -> Placement:
         tokens, sequences = len(request.prompt_token_ids), request.params.num_places
-        query = Query(tokens, sequences, request.session, adapter=request.adapter_digest, parts=_has_parts(request))
+        below, parts = request.priority >= BELOW_ALL, _has_parts(request)
+        query = Query(tokens, sequences, request.session, adapter=request.adapter_digest, parts=parts, below=below)
         ticket, chain = request.request_id, request.block_hashes or []
         within = self._queue.limits.max_seconds
         choice = self.router.route(ticket, chain, query, names, time.monotonic(), within)

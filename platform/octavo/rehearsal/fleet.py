@@ -25,7 +25,7 @@ from octavo.engine.plan import StepPlan
 from octavo.kvcache.block_pool import BlockPool
 from octavo.kvcache.block_table import BlockTable
 from octavo.rehearsal.simulated import Profile, SimulatedExecutor
-from octavo.request import Placement, Request, SamplingParams, SequenceUpdate
+from octavo.request import BELOW_ALL, Placement, Request, SamplingParams, SequenceUpdate
 from octavo.routing.index import keys_of
 from octavo.routing.policy import Choice, Query
 from octavo.routing.router import PREFILL, Router, RoutingConfig
@@ -152,7 +152,8 @@ class Fleet:
         if request.block_hashes is None:
             request.block_hashes = hash_chain(root, request.prompt_token_ids, self.config.block_size)
         parts = bool(self._block_seconds) and request.params.max_tokens != 0
-        query = Query(len(request.prompt_token_ids), request.params.num_places, request.session, parts=parts)
+        below, places = request.priority >= BELOW_ALL, request.params.num_places
+        query = Query(len(request.prompt_token_ids), places, request.session, parts=parts, below=below)
         ticket = request.request_id
         choice = router.route(ticket, request.block_hashes, query, names or list(self.shards), self.now)
         request.placement = Placement(

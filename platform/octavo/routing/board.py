@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from octavo.load import ShardState
-from octavo.routing.policy import BUSIEST, Query
+from octavo.routing.policy import BUSIEST, Query, step_below
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -60,8 +60,8 @@ class Board:
         self._table = np.ones((_COLUMNS, 64))
         self.count = 0
 
-    def put(self, row: int, state: ShardState, adapter_seconds: float, *, stale: bool) -> None:
-        """A shard is in this state from now on."""
+    def put(self, row: int, state: ShardState, adapter_seconds: float, *, stale: bool, below: int = 0) -> None:
+        """A shard is in this state from now on, with so many sequences below all others."""
         if row >= self._table.shape[1]:
             self._table = np.concatenate([self._table, np.ones((_COLUMNS, row + 64))], axis=1)
         self.count = max(self.count, row + 1)
@@ -72,8 +72,8 @@ class Board:
         running = max(1, state.num_running)
         chunk, step = max(state.chunk, 1), state.step_seconds
         self._table[:, row] = (
-            state.queue_seconds, step + state.cost.sequence, state.cost.token, state.cost.attended, chunk,
-            state.decoding, places, room, adapter_seconds, state.block_size, 0.0 if stale else state.fetched_block,
+            state.queue_seconds + step_below(state, below), step + state.cost.sequence, state.cost.token,
+            state.cost.attended, chunk, state.decoding, places, room, adapter_seconds, state.block_size, 0.0 if stale else state.fetched_block,
             state.prefilling + state.queued > 0, state.backlog_tokens, state.blocks_free, state.full,
             max(1.0, (state.blocks - state.blocks_free) / running), running, state.mean_output,
             state.full_step_seconds, state.backlog_tokens / chunk * step,

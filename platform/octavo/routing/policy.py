@@ -3,7 +3,8 @@
     score = wait + queue + adapter + fetch + own + others
 
     wait     beyond the queue, until decoding sequences have left the places and KV blocks that are needed
-    queue    the rest of the step under way, and the backlog: prompts that are there before this one
+    queue    the rest of the step under way, and the backlog: prompts that are there before this one; the step may be
+             one of requests below all others, which nothing else here counts
     adapter  until the shard has read the request's adapter, unless it is loaded there
     fetch    until blocks that another shard has more of this prompt have come from there, where that is worth it
     own      the steps of this prompt's tokens that are neither cached nor fetched
@@ -31,6 +32,11 @@ elsewhere, another shard's score is lower, and that shard holds the prefix from 
 
 Each is a pure function of a query and of a snapshot of the shards.
 
+Requests below all others (lines of batches) go to the first shard by name that has fewer than `PACKED` of them from
+this router. Where all have as many, the policy chooses among those that have fewer than `PACKED` more than any. So a
+few of them keep one shard busy and not all, every gateway chooses the same one without a word to the others, and who
+comes is sent past it where another one does as well.
+
 With `apart_weight`, a prompt may be computed on one shard and its stream run on another, which fetches the blocks then
 (`apart`). Of all shards for the whole, and all pairs for the two parts, the lowest score is taken, with two terms more:
 
@@ -44,7 +50,7 @@ few prompts are, and prompts where few streams are; no shard has a role that it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from typing import Literal
@@ -57,6 +63,10 @@ PolicyName = Literal["prefix_affinity", "least_loaded", "round_robin", "session"
 
 PRIOR = Cost(step=5e-3, token=5e-5, sequence=1e-4, attended=1e-9, context=1e-8)
 """Cost model while no shard has measured a step. Only its proportions matter, and only for the first few requests."""
+
+PACKED = 8
+"""Requests below all others that one router sends to one shard before another gets any: a step of so many takes about
+as long as one of a single sequence."""
 
 BUSIEST = 0.8
 """Upper bound of `busy`; it limits `next` to 4 seconds of waiting per second of work."""
@@ -74,6 +84,7 @@ class Query:
         busy: share of the recent time in which shards had a backlog, 0 to 1.
         adapter: digest of the adapter that it is computed with, or "".
         parts: whether its prompt may be computed on another shard than its stream runs on.
+        below: it is below all others.
     """
 
     tokens: int
@@ -83,6 +94,7 @@ class Query:
     busy: float = 0.0
     adapter: str = ""
     parts: bool = False
+    below: bool = False
 
 
 @dataclass(slots=True)
@@ -98,6 +110,7 @@ class Candidate:
         peer: another shard, which holds more of the prompt and gives it blocks; "" where there is none.
         peer_cached: leading tokens of the prompt that are there.
         busy: share of the recent time that prompts which were sent there take, 0 to 1.
+        below: sequences below all others that this router has there, which `state` does not count.
     """
 
     name: str
@@ -108,6 +121,7 @@ class Candidate:
     peer: str = ""
     peer_cached: int = 0
     busy: float = 0.0
+    below: int = 0
 
     def start_seconds(self, query: Query) -> float:
         """Until the request begins to be computed there."""
@@ -201,7 +215,7 @@ def _score(
     busy = min(query.busy, BUSIEST)
     return Score(
         wait=state.wait_seconds(query.tokens, query.sequences),
-        queue=state.queue_seconds,
+        queue=state.queue_seconds + step_below(state, shard.below),
         adapter=shard.adapter,
         own=steps * (state.step_seconds + state.cost.sequence) + compute,
         others=(busy / (1 - busy) + stream_weight * state.decoding) * compute,
@@ -209,6 +223,23 @@ def _score(
         fetched=fetched,
         elsewhere=elsewhere,
     )
+
+
+def step_below(state: ShardState, below: int) -> float:
+    """What is left on average of a step of those below all others, as if it had one sequence.
+
+    They have none beside anybody else. A longer one counts no more: else who comes would be sent to a shard that
+    streams already, whose stream would feel it.
+    """
+    return 0.5 * state.cost.step if below and not state.num_sequences else 0.0
+
+
+def packed(below: Mapping[str, int]) -> list[str]:
+    """The shards among which one is chosen for a request below all others, by how many of them each has."""
+    if room := [name for name, count in below.items() if count < PACKED]:
+        return [min(room)]
+    most = min(below.values()) + PACKED
+    return [name for name, count in below.items() if count < most]
 
 
 def prefix_affinity(query: Query, shards: Sequence[Candidate], stream_weight: float) -> Choice:

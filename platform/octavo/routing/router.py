@@ -26,7 +26,7 @@ from octavo.cost_model import Cost, attended
 from octavo.load import LoadedAdapters, ShardState
 from octavo.routing.board import Board, Field, Peers
 from octavo.routing.index import BlockIndex, Chain, ShardBlocks, usable
-from octavo.routing.policy import POLICIES, PRIOR, Candidate, Choice, PolicyName, Query, Reason, apart, explain
+from octavo.routing.policy import POLICIES, PRIOR, Candidate, Choice, PolicyName, Query, Reason, apart, explain, packed
 
 if TYPE_CHECKING:
     from octavo.routing.board import Numbers
@@ -110,6 +110,7 @@ class KnownShard:
         adapter_seconds: that it takes to load another.
         sequences, tokens, attended: sums over requests sent there that no report includes yet.
         in_flight: sequences of this router's requests there, whether a report includes them or not.
+        below: likewise of those below all others, which no other sum counts.
         stale: whether its reports had stopped at the last decision.
         decisions: requests sent there by reason.
         prompts: seconds of prompts that were sent there, of late, at `prompts_at`; see `busy`.
@@ -129,6 +130,7 @@ class KnownShard:
     tokens: int = 0
     attended: int = 0
     in_flight: int = 0
+    below: int = 0
     stale: bool = False
     decisions: Counter[Reason] = field(default_factory=Counter)
     prompts: float = 0.0
@@ -160,6 +162,7 @@ class _Sent:
     at: float
     unreported: bool = True  # it is in the sums of its `KnownShard`
     report: int = -1  # number of the shard's first report that includes it
+    below: bool = False  # it is below all others
 
 
 @dataclass(slots=True)
@@ -319,8 +322,17 @@ class Router:
         self._forget(ticket)
         self._turn += 1
         query = Query(
-            query.tokens, query.sequences, query.session, self._turn, self._busy, query.adapter, query.parts
+            query.tokens,
+            query.sequences,
+            query.session,
+            self._turn,
+            self._busy,
+            query.adapter,
+            query.parts,
+            query.below,
         )  # `replace` takes four times as long
+        if query.below:
+            names = packed({name: self.join(name, now).below for name in names})
         start = self._turn % len(names)  # equally good shards take turns
         blocks = Chain(chain)
         look = _Look(query, blocks, self._index.prefixes(blocks), now)
@@ -374,10 +386,10 @@ class Router:
         state, adapter = self._state(shard, look.now), look.query.adapter
         seconds = shard.adapter_seconds if adapter and adapter not in shard.adapters else 0.0
         if shard.stale:
-            return Candidate(shard.name, 0, state, stale=True, adapter=seconds)
+            return Candidate(shard.name, 0, state, stale=True, adapter=seconds, below=shard.below)
         if cached is None:
             cached = self._usable(shard, state, look) * state.block_size
-        return Candidate(shard.name, cached, state, adapter=seconds, busy=shard.busy(look.now))
+        return Candidate(shard.name, cached, state, adapter=seconds, busy=shard.busy(look.now), below=shard.below)
 
     def _usable(self, shard: KnownShard, state: ShardState, look: _Look) -> int:
         """Leading blocks of the prompt that a shard holds or is about to compute, and can go on from."""
@@ -474,7 +486,9 @@ class Router:
         """Bring the board up to date."""
         while self._board is not None and self._changed:
             shard = self._changed.pop()
-            self._board.put(shard.number, self._current(shard), shard.adapter_seconds, stale=shard.stale)
+            self._board.put(
+                shard.number, self._current(shard), shard.adapter_seconds, stale=shard.stale, below=shard.below
+            )
 
     # ---- how busy a shard is ----------------------------------------------------------------------------------
 
@@ -536,14 +550,18 @@ class Router:
         shard = self.shards[name]
         uncached = query.tokens - cached
         fresh = list(chain[(cached - fetched) // (shard.state or UNKNOWN).block_size :])
-        sent = _Sent(shard, query.sequences, uncached, attended(cached, uncached), fresh, now)
+        sent = _Sent(shard, query.sequences, uncached, attended(cached, uncached), fresh, now, below=query.below)
         self._sent[ticket] = sent
-        self._unconfirmed.append((ticket, sent))
-        shard.busy(now, (shard.state or UNKNOWN).prefill_seconds(uncached, sent.attended))
-        shard.sequences += sent.sequences
-        shard.tokens += sent.tokens
-        shard.attended += sent.attended
-        shard.in_flight += sent.sequences
+        if sent.below:
+            sent.unreported = False  # no report includes it
+            shard.below += sent.sequences
+        else:
+            self._unconfirmed.append((ticket, sent))
+            shard.busy(now, (shard.state or UNKNOWN).prefill_seconds(uncached, sent.attended))
+            shard.sequences += sent.sequences
+            shard.tokens += sent.tokens
+            shard.attended += sent.attended
+            shard.in_flight += sent.sequences
         if query.adapter:
             self._load(shard, shard.adapters | {query.adapter})
         shard.blocks.expect(fresh)
@@ -563,7 +581,7 @@ class Router:
                 state = sent.shard.state
                 if what == "reported":
                     sent.report = report
-                elif sent.report == sent.shard.reports and state is not None:
+                elif not sent.below and sent.report == sent.shard.reports and state is not None:
                     # the next report may be 0.1 s away, and short requests are often repeated sooner
                     sent.shard.state = state.without_request(sent.sequences, sent.tokens, sent.attended)
                     self._touch(sent.shard)
@@ -583,8 +601,11 @@ class Router:
     def _forget(self, ticket: str) -> None:
         sent = self._sent.pop(ticket, None)
         if sent is not None:
+            if sent.below:
+                sent.shard.below -= sent.sequences
+            else:
+                sent.shard.in_flight -= sent.sequences
             self._uncount(sent)
-            sent.shard.in_flight -= sent.sequences
 
     def _uncount(self, sent: _Sent) -> None:
         """Take the request out of the sums: a report includes it, or it has ended."""

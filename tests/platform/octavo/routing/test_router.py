@@ -9,7 +9,7 @@ import pytest
 
 from octavo.cost_model import Cost
 from octavo.load import LoadedAdapters, ShardState
-from octavo.routing.policy import Choice, Query, score
+from octavo.routing.policy import PACKED, Choice, Query, score
 from octavo.routing.router import PREFILL, UNCONFIRMED_SECONDS, Decision, Router, RoutingConfig
 
 IDLE = ShardState(
@@ -44,6 +44,31 @@ def test_a_burst_of_strangers_is_spread_before_any_shard_has_reported() -> None:
     made = router()
     found = [route(made, str(number), chain(number)).order[0] for number in range(40)]
     assert sorted(found) == sorted(NAMES * 10)
+
+
+def test_those_below_all_others_keep_one_shard_busy_which_others_are_sent_past() -> None:
+    made, lines = router(), [f"line {number}" for number in range(4 * PACKED)]
+    found = [made.route(name, chain(0), Query(1000, below=True), NAMES, 0.0).order[0] for name in lines]
+    assert found == [shard for shard in NAMES for _ in range(PACKED)]
+    assert {made.state_of(name, 0.0) for name in NAMES} == {IDLE}, "they are in no sum"
+    for name in lines[2 * PACKED :]:
+        made.completed(name)
+    people = [route(made, f"person {number}", chain(1 + number)).order[0] for number in range(8)]
+    assert people[:2] == ["c", "d"] or people[:2] == ["d", "c"]
+    assert set(people) == set(NAMES), "a step of theirs is worth less waiting than a prompt"
+    for name in lines[: 2 * PACKED]:
+        made.completed(name)
+    made.settle(0.0)
+    assert not any(shard.below for shard in made.shards.values())
+
+
+def test_those_below_all_others_are_nowhere_many_more_than_elsewhere() -> None:
+    made = router()
+    for number in range(20 * PACKED):  # one shard holds what all of them have in common, and would get them all
+        made.route(f"line {number}", chain(0), Query(1000, below=True), NAMES, 0.0)
+    counts = [made.shards[name].below for name in NAMES]
+    assert sum(counts) == 20 * PACKED
+    assert max(counts) - min(counts) <= PACKED
 
 
 def test_a_burst_of_equal_prompts_is_computed_once_by_each_shard_at_most() -> None:
