@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from octavo.kvcache.block_pool import BlockPool
-from octavo.routing.index import Chain, ShardBlocks, keys_of
+from octavo.routing.index import BlockIndex, Chain, ShardBlocks, keys_of
 
 
 def block(number: int) -> bytes:
@@ -123,3 +123,22 @@ def test_only_an_unbroken_prefix_counts(held: str, coming: str, length: int) -> 
     blocks.expect([block(ord(each)) for each in coming])
     found = blocks.index.prefixes(Chain([block(ord(each)) for each in "abcd"]))
     assert found == ([(length, blocks.bit)] if length else [])
+
+
+def test_bits_that_are_out_of_use_are_swept_and_given_out_again() -> None:
+    """Two shards of one index: the one is cleared and sent anew all the time, the other only tells."""
+    index = BlockIndex()
+    one, other = ShardBlocks(1000, index), ShardBlocks(1000, index)
+    other.part(0, 0, 1, [block(number) for number in range(0, 300, 2)])
+    for number in range(3000):
+        one.part(number, 0, 1, [block(number % 7), block(number % 300)])
+        one.expect([block(1)])
+        other.changes(number, [("stored", [block(number % 300)]), ("removed", [block(number % 300)])][number % 2 :][:1])
+    assert index.width <= 2 + 2 * 512 + 2  # a round of the sweep takes 512 messages
+    assert one.keys == set(keys_of([block(2999 % 7), block(2999 % 300)]))
+    assert other.keys == set(keys_of(block(number) for number in range(0, 300, 2)))
+    one.leave()
+    assert all(set(index.owners(bits).tolist()) == {-1} for _, bits in index.prefixes(Chain([block(1)])))
+    for number in range(3000, 3000 + 3 * 512):
+        other.changes(number, [("stored", [block(0)])])
+    assert sum(len(part) for part in index._parts) == 150
