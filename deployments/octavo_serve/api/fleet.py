@@ -241,7 +241,7 @@ def decided(model: str, decision: Decision, at: float) -> dict[str, Any]:
         "busy": round(query.busy, 3),
         "shard": choice.order[0],
         "reason": choice.reason,
-        "prefill": choice.prefill,
+        "prefill": "" if choice.prefill is None else choice.prefill.order[0],
         "cached": choice.cached,
         "first_token": round(choice.score.first_token, 4),
         "candidates": [_candidate(decision, shard) for shard in ranked[:MAX_CANDIDATES]],

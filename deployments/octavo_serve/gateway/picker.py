@@ -334,11 +334,8 @@ class Picker:
             candidates = await self._wait_for_room(request)
         placement = self._route(request, candidates, time.monotonic() - since)
         picked = self._picked(placement)
-        if placement.prefill and self.router.latest is not None:
-            first = self.router.latest.choice
-            told = Placement(placement.ticket + PREFILL, first.prefill, "apart", first.prefill_cached,
-                             first.prefill_seconds)  # fmt: skip
-            picked.prefill = self._picked(told)
+        if placement.prefill and self.router.latest is not None and (first := self.router.latest.choice.prefill):
+            picked.prefill = self._picked(first.placement(placement.ticket + PREFILL))
         return picked
 
     def _picked(self, placement: Placement) -> Picked:
@@ -386,10 +383,7 @@ class Picker:
             except DeadlineMissed:
                 self.router.completed(ticket, ran=False)
                 raise
-        peer = choice.peer, choice.peer_blocks
-        return Placement(
-            ticket, choice.order[0], choice.reason, choice.cached, score.first_token, *peer, choice.prefill
-        )  # fmt: skip
+        return choice.placement(ticket)
 
     async def _wait_for_room(self, request: Request) -> tuple[str, ...]:
         self._want()

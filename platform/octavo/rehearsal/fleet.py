@@ -25,7 +25,7 @@ from octavo.engine.plan import StepPlan
 from octavo.kvcache.block_pool import BlockPool
 from octavo.kvcache.block_table import BlockTable
 from octavo.rehearsal.simulated import Profile, SimulatedExecutor
-from octavo.request import BELOW_ALL, Placement, Request, SamplingParams, SequenceUpdate
+from octavo.request import BELOW_ALL, Request, SamplingParams, SequenceUpdate
 from octavo.routing.index import keys_of
 from octavo.routing.policy import Choice, Query
 from octavo.routing.router import PREFILL, Router, RoutingConfig
@@ -62,6 +62,23 @@ class SimulatedShard:
     alive: bool = True
 
 
+@dataclass(slots=True, eq=False)
+class _Apart:
+    """A prompt that is computed on one shard for a request that is to run on another.
+
+    Attributes:
+        where, to: these two.
+        told: blocks of it that are there or under way.
+        line: when the last of them will have come.
+    """
+
+    request: Request
+    where: str
+    to: SimulatedShard
+    told: int = 0
+    line: float = 0.0
+
+
 class Fleet:
     """Shards and routers under one simulated clock.
 
@@ -95,7 +112,7 @@ class Fleet:
         self.report_s, self.delay_s = report_s, delay_s
         block_bytes = profile.kv_bytes_per_token * config.block_size
         self._block_seconds = block_bytes / link_bytes if link_bytes else 0.0
-        self._prompts: dict[str, tuple[str, Callable[[], None]]] = {}  # computed apart: where, and what follows
+        self._prompts: dict[str, _Apart] = {}  # by ticket
         self.routers = [router(routing) for _ in range(gateways)]
         self.shards: dict[str, SimulatedShard] = {}
         self.trips: dict[str, Trip] = {}
@@ -131,8 +148,8 @@ class Fleet:
             router.leave(name)
             for request in lost:
                 router.completed(request.request_id)
-        for ticket in [ticket for ticket, (where, _) in self._prompts.items() if where == name]:
-            self._prompts.pop(ticket)[1]()
+        for ticket in [ticket for ticket, prompt in self._prompts.items() if prompt.where == name]:
+            self._computed(ticket)
         return lost
 
     def cut(self, name: str, until: float) -> None:
@@ -156,18 +173,13 @@ class Fleet:
         query = Query(len(request.prompt_token_ids), places, request.session, parts=parts, below=below)
         ticket = request.request_id
         choice = router.route(ticket, request.block_hashes, query, names or list(self.shards), self.now)
-        request.placement = Placement(
-            ticket, choice.order[0], choice.reason, choice.cached, choice.score.first_token, choice.peer,
-            choice.peer_blocks, choice.prefill,
-        )  # fmt: skip
+        request.placement = choice.placement(ticket)
         trip = self.trips[ticket] = Trip(request, self.now, choice, choice.order[0])
         shard = self.shards[trip.shard]
         if choice.prefill:
-            self._compute_apart(shard, request)
-        elif choice.peer:
-            self.at(self.now + self.delay_s, lambda: self._fetch(shard, request))
+            self._compute_apart(shard, request, choice.prefill)
         else:
-            self.at(self.now + self.delay_s, lambda: self._receive(shard, request))
+            self._send(shard, request)
         return trip
 
     def run(self, until: float | None = None) -> None:
@@ -199,21 +211,47 @@ class Fleet:
         if not shard.busy:
             self._step(shard)
 
-    def _compute_apart(self, shard: SimulatedShard, request: Request) -> None:
-        """Have a prompt computed on one shard, then go on with the request on its own."""
+    def _send(self, shard: SimulatedShard, request: Request) -> None:
         assert request.placement is not None
-        ticket, first = request.request_id + PREFILL, self.shards[request.placement.prefill]
-        placement = replace(request.placement, ticket=ticket, shard=first.name, peer="", prefill="")
-        prompt = replace(request, request_id=ticket, params=SamplingParams(max_tokens=0), placement=placement)
-        self._prompts[ticket] = first.name, lambda: self._fetch(shard, request)
-        self.at(self.now + self.delay_s, lambda: self._receive(first, prompt))
+        takes = self._fetch if request.placement.peer else self._receive
+        self.at(self.now + self.delay_s, lambda: takes(shard, request))
 
-    def _fetch(self, shard: SimulatedShard, request: Request) -> None:
-        """Have blocks come from another shard, as many as it has of those that are said to be there."""
+    def _compute_apart(self, shard: SimulatedShard, request: Request, prefill: Choice) -> None:
+        """Have a prompt computed on one shard, then go on with the request on its own."""
+        ticket, first = request.request_id + PREFILL, self.shards[prefill.order[0]]
+        prompt = replace(
+            request, request_id=ticket, params=SamplingParams(max_tokens=0), placement=prefill.placement(ticket)
+        )
+        self._prompts[ticket] = _Apart(request, first.name, shard)
+        self._send(first, prompt)
+
+    def _bring(self, shard: SimulatedShard) -> None:
+        """Have blocks of prompts that are computed apart go to where they are wanted, as the steps here fill them."""
+        for prompt in self._prompts.values():
+            if prompt.where == shard.name and prompt.to.alive:
+                there = self._there(prompt.request)
+                new = max(0, len(there) - max(prompt.told, len(prompt.to.engine.pool.match(there))))
+                if new:
+                    prompt.told = len(there)
+                    prompt.line = max(self.now + self.delay_s, prompt.line) + new * self._block_seconds
+                    self.at(prompt.line, lambda to=prompt.to, there=there: take_in(to.engine.pool, there))  # type: ignore[misc]
+
+    def _computed(self, ticket: str) -> None:
+        """A prompt that was computed apart is done, or its shard has died: its request goes on."""
+        prompt = self._prompts.pop(ticket)
+        # what is under way comes first
+        self.at(max(self.now, prompt.line), lambda: self._fetch(prompt.to, prompt.request))
+
+    def _there(self, request: Request) -> list[bytes]:
+        """The first blocks of a request that are where it is to fetch them."""
         assert request.placement is not None
         chain = (request.block_hashes or [])[: request.placement.peer_blocks]
         peer = self.shards.get(request.placement.peer)
-        there = [] if peer is None else chain[: len(peer.engine.pool.match(chain))]
+        return [] if peer is None else chain[: len(peer.engine.pool.match(chain))]
+
+    def _fetch(self, shard: SimulatedShard, request: Request) -> None:
+        """Have blocks come from another shard, as many as it has of those that are said to be there."""
+        there = self._there(request)
         missing = len(there) - len(shard.engine.pool.match(there))
 
         def arrive() -> None:
@@ -245,7 +283,10 @@ class Fleet:
             self.served[tenant] += own
         step = shard.engine.scheduler.advance(plan)
         result = StepResult(np.ones(len(step.rows), np.int64), {}, [], seconds)
-        self._tell(shard, shard.engine.scheduler.commit(step, result))
+        updates = shard.engine.scheduler.commit(step, result)
+        if self._prompts:
+            self._bring(shard)
+        self._tell(shard, updates)
         self._step(shard)
 
     def _tell(self, shard: SimulatedShard, updates: list[SequenceUpdate]) -> None:
@@ -258,7 +299,7 @@ class Fleet:
             if ended:
                 for router in self.routers:
                     router.completed(update.request_id)
-                self._prompts.pop(update.request_id)[1]()
+                self._computed(update.request_id)
             return
         trip = self.trips[update.request_id]
         if trip.first_token is None and update.finish_reason != "late":

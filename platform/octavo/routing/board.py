@@ -73,10 +73,10 @@ class Board:
         chunk, step = max(state.chunk, 1), state.step_seconds
         self._table[:, row] = (
             state.queue_seconds + step_below(state, below), step + state.cost.sequence, state.cost.token,
-            state.cost.attended, chunk, state.decoding, places, room, adapter_seconds, state.block_size,
-            0.0 if stale else state.fetched_block, state.prefilling + state.queued > 0, state.backlog_tokens, state.blocks_free, state.full,
-            max(1.0, (state.blocks - state.blocks_free) / running), running, state.mean_output,
-            state.full_step_seconds, state.backlog_tokens / chunk * step,
+            state.cost.attended, chunk, state.decoding, places, room, adapter_seconds, state.block_size, 0.0 if
+            stale else state.fetched_block, state.prefilling + state.queued > 0, state.backlog_tokens,
+            state.blocks_free, state.full, max(1.0, (state.blocks - state.blocks_free) / running), running,
+            state.mean_output, state.full_step_seconds, state.backlog_tokens / chunk * step,
         )  # fmt: skip
 
     def field(self, rows: Sequence[int]) -> Field:

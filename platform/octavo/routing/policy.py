@@ -57,6 +57,7 @@ from typing import Literal
 
 from octavo.cost_model import Cost, attended
 from octavo.load import ShardState
+from octavo.request import Placement
 
 Reason = Literal["prefix", "load", "spread", "fetch", "apart", "stale", "turn", "session"]
 PolicyName = Literal["prefix_affinity", "least_loaded", "round_robin", "session"]
@@ -173,8 +174,7 @@ class Choice:
         score: of the first shard.
         peer: from where it fetches; "" where it does not.
         peer_blocks: how many of the prompt's first blocks are there.
-        prefill: the shard on which the prompt is computed first; "" where that is the one on which its stream runs.
-        prefill_cached, prefill_seconds: tokens that are cached there, and the prediction for it.
+        prefill: what was chosen for the prompt, where that is computed first on another shard than its stream runs on.
     """
 
     order: list[str]
@@ -183,9 +183,12 @@ class Choice:
     score: Score
     peer: str = ""
     peer_blocks: int = 0
-    prefill: str = ""
-    prefill_cached: int = 0
-    prefill_seconds: float = 0.0
+    prefill: Choice | None = None
+
+    def placement(self, ticket: str) -> Placement:
+        """What the request's shard is told of it."""
+        peer, prefill = (self.peer, self.peer_blocks), "" if self.prefill is None else self.prefill.order[0]
+        return Placement(ticket, self.order[0], self.reason, self.cached, self.score.first_token, *peer, prefill)
 
 
 def score(query: Query, shard: Candidate, cached: int, stream_weight: float) -> Score:
@@ -261,22 +264,22 @@ def apart(query: Query, shards: Sequence[Candidate], stream_weight: float, apart
         stream_weight: where the request runs on one shard; `apart_weight` counts where that is more.
     """
     weight = max(stream_weight, apart_weight)
+    shards = [_grown(shard) for shard in shards]
     scores = {shard.name: score(query, shard, shard.cached, weight) for shard in shards}
     totals = {shard.name: scores[shard.name].total + apart_weight * _held(shard) for shard in shards}
     ranked = sorted(shards, key=lambda shard: totals[shard.name])
     whole = ranked[0]
     best: tuple[float, Candidate, Candidate, Score] | None = None
     sharing = [shard for shard in shards if not shard.stale and shard.state.fetched_block]
-    prompts = {shard.name: _score(query, shard, shard.cached, weight) for shard in sharing}
-    computing = sorted(sharing, key=lambda shard: prompts[shard.name].total)[:2]
+    computing = sorted(sharing, key=lambda shard: scores[shard.name].total)[:2]
     for runs in sharing if query.parts and len(sharing) > 1 else ():
         block = runs.state.block_size
         there = (query.tokens - 1) // block * block
         if there <= runs.cached:
             continue
         computes = computing[computing[0] is runs]
-        fetched, elsewhere = there - runs.cached, prompts[computes.name]
-        seconds = fetched / block * runs.state.fetched_block
+        fetched, elsewhere = there - runs.cached, scores[computes.name]
+        seconds = _left_to_fetch(fetched / block * runs.state.fetched_block, fetched, computes.state.chunk, elsewhere)
         own = _score(query, runs, there, weight, seconds, fetched, elsewhere.first_token)
         total = own.total + elsewhere.others + apart_weight * _held(runs)
         if total < totals[whole.name] and (best is None or total < best[0]):
@@ -288,9 +291,28 @@ def apart(query: Query, shards: Sequence[Candidate], stream_weight: float, apart
         return replace(choice, order=[shard.name for shard in ranked], reason=reason)
     _, runs, computes, own = best
     order = [runs.name, *(shard.name for shard in ranked if shard is not runs)]
-    there = runs.cached + own.fetched
-    return Choice(order, "apart", there, own, computes.name, there // runs.state.block_size, computes.name,
-                  computes.cached, own.elsewhere)  # fmt: skip
+    there, block = runs.cached + own.fetched, runs.state.block_size
+    first = _choice([computes], scores[computes.name], "apart")
+    return Choice(order, "apart", there, own, computes.name, there // block, first)
+
+
+def _grown(shard: Candidate) -> Candidate:
+    """The same once its streams are half as long again as they will be: where they gather, what is free now is not."""
+    state = shard.state
+    more = int(state.num_sequences * state.mean_output / 2 / state.block_size)
+    return replace(shard, state=replace(state, blocks_free=max(0, state.blocks_free - more))) if more else shard
+
+
+def _left_to_fetch(whole: float, fetched: int, chunk: int, elsewhere: Score) -> float:
+    """Seconds that blocks take to come once their prompt is computed: each chunk's come while the next is computed.
+
+    Args:
+        whole: that all of them take.
+        fetched: tokens in them.
+        chunk: tokens of a step there.
+        elsewhere: the prompt's score.
+    """
+    return max(whole * min(1.0, chunk / fetched), whole - elsewhere.own)
 
 
 def _held(shard: Candidate) -> float:

@@ -111,6 +111,7 @@ class KnownShard:
         sequences, tokens, attended: sums over requests sent there that no report includes yet.
         in_flight: sequences of this router's requests there, whether a report includes them or not.
         below: likewise of those below all others, which no other sum counts.
+        fetching: blocks that such requests will hold there without computing them.
         stale: whether its reports had stopped at the last decision.
         decisions: requests sent there by reason.
         prompts: seconds of prompts that were sent there, of late, at `prompts_at`; see `busy`.
@@ -131,6 +132,7 @@ class KnownShard:
     attended: int = 0
     in_flight: int = 0
     below: int = 0
+    fetching: int = 0
     stale: bool = False
     decisions: Counter[Reason] = field(default_factory=Counter)
     prompts: float = 0.0
@@ -158,6 +160,7 @@ class _Sent:
     sequences: int
     tokens: int
     attended: int
+    fetching: int  # blocks
     coming: Sequence[bytes]  # blocks that it is expected to add there
     at: float
     unreported: bool = True  # it is in the sums of its `KnownShard`
@@ -354,10 +357,8 @@ class Router:
             self.told(self.latest)
         if choice.prefill:
             self._forget(ticket + PREFILL)
-            first = choice.prefill_cached, 0, choice.prefill_seconds
-            self._count(ticket + PREFILL, chain, replace(query, sequences=1), choice.prefill, *first, now)
-        found = choice.cached, choice.score.fetched, choice.score.first_token
-        self._count(ticket, chain, query, choice.order[0], *found, now)
+            self._count(ticket + PREFILL, chain, replace(query, sequences=1), choice.prefill, now)
+        self._count(ticket, chain, query, choice, now)
         self._note_busy(candidates, field, now)
         return choice
 
@@ -517,6 +518,8 @@ class Router:
                 backlog_attended=shard.attended, blocks_free=state.blocks,
             )  # fmt: skip
         elif shard.sequences:
+            if shard.fetching:
+                state = replace(state, blocks_free=max(0, state.blocks_free - shard.fetching))
             state = state.with_request(shard.sequences, shard.tokens, shard.attended)
         shard.now = state if priced else None
         return state
@@ -543,14 +546,13 @@ class Router:
 
     # ---- own corrections --------------------------------------------------------------------------------------
 
-    def _count(
-        self, ticket: str, chain: Sequence[bytes], query: Query, name: str, cached: int, fetched: int,
-        first_token: float, now: float,
-    ) -> None:  # fmt: skip
-        shard = self.shards[name]
+    def _count(self, ticket: str, chain: Sequence[bytes], query: Query, choice: Choice, now: float) -> None:
+        shard, cached, fetched = self.shards[choice.order[0]], choice.cached, choice.score.fetched
         uncached = query.tokens - cached
-        fresh = list(chain[(cached - fetched) // (shard.state or UNKNOWN).block_size :])
-        sent = _Sent(shard, query.sequences, uncached, attended(cached, uncached), fresh, now, below=query.below)
+        size = (shard.state or UNKNOWN).block_size
+        fresh = list(chain[(cached - fetched) // size :])
+        sent = _Sent(shard, query.sequences, uncached, attended(cached, uncached), fetched // size, fresh, now,
+                     below=query.below)  # fmt: skip
         self._sent[ticket] = sent
         if sent.below:
             sent.unreported = False  # no report includes it
@@ -561,6 +563,7 @@ class Router:
             shard.sequences += sent.sequences
             shard.tokens += sent.tokens
             shard.attended += sent.attended
+            shard.fetching += sent.fetching
             shard.in_flight += sent.sequences
         if query.adapter:
             self._load(shard, shard.adapters | {query.adapter})
@@ -568,7 +571,7 @@ class Router:
         self._touch(shard)
         # twice the prediction: a block that comes late is still expected; one that never comes is expected a little too
         # long
-        heapq.heappush(self._coming, (now + 1.0 + 2 * first_token, next(self._numbers), sent))
+        heapq.heappush(self._coming, (now + 1.0 + 2 * choice.score.first_token, next(self._numbers), sent))
 
     def settle(self, now: float) -> None:
         """Process `heard` and `completed` calls since the last time. `route` does so too; call it in the same
@@ -613,6 +616,7 @@ class Router:
             sent.shard.sequences -= sent.sequences
             sent.shard.tokens -= sent.tokens
             sent.shard.attended -= sent.attended
+            sent.shard.fetching -= sent.fetching
         sent.unreported = False
         self._touch(sent.shard)
 

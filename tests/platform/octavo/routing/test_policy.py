@@ -101,18 +101,45 @@ def test_a_prompt_is_computed_apart_where_that_holds_streams_up_less(
     shards: list[Candidate], runs: str, computes: str
 ) -> None:
     choice = apart(LONG, shards, 0.01, 1.0)
-    assert (choice.order[0], choice.prefill) == (runs, computes)
+    assert (choice.order[0], choice.placement("").prefill) == (runs, computes)
     assert sorted(choice.order) == sorted(shard.name for shard in shards)
-    if computes:
+    if choice.prefill is not None:
         assert (choice.reason, choice.peer, choice.peer_blocks, choice.cached) == ("apart", computes, 499, 7984)
-        assert choice.score.first_token > choice.prefill_seconds > 0.8
-        assert choice.score.elsewhere == choice.prefill_seconds
+        assert choice.score.first_token > choice.score.elsewhere > 0.8
+        assert choice.score.elsewhere == choice.prefill.score.first_token
+
+
+def test_most_of_a_prompt_comes_while_the_rest_is_computed() -> None:
+    """Only its last chunk's blocks are waited for, or what a line lacks that is slower than computing."""
+    quick, slow = (
+        apart(LONG, [sharing("a", RUNS, block=block), sharing("b", IDLE, busy=0.6, block=block)], 0.01, 1.0)
+        for block in (1e-4, 4e-3)
+    )
+    assert quick.prefill is not None
+    assert slow.prefill is not None
+    assert quick.score.fetch == pytest.approx(499e-4 * IDLE.chunk / 7984)
+    assert slow.score.fetch == pytest.approx(499 * 4e-3 - slow.prefill.score.own)
+
+
+def test_a_prompt_that_is_computed_apart_fetches_what_its_shard_lacks() -> None:
+    streams = sharing("a", RUNS, cached=6000)
+    prompts = replace(sharing("b", IDLE, busy=0.6), peer="a", peer_cached=6000)
+    choice = apart(LONG, [streams, prompts], 0.01, 1.0)
+    assert choice.prefill is not None
+    first = choice.prefill
+    assert (choice.order[0], first.order, first.peer, first.peer_blocks, first.cached) == ("a", ["b"], "a", 375, 6000)
+
+
+def test_streams_do_not_gather_where_they_will_have_no_room_to_grow() -> None:
+    runs, prompts = APART["prompts here, streams there"][0]
+    long = replace(runs.state, mean_output=2000.0, blocks_free=1000)
+    assert apart(LONG, [replace(runs, state=long), prompts], 0.01, 1.0).prefill is None
 
 
 def test_what_has_no_parts_runs_on_one_shard() -> None:
     shards = APART["prompts here, streams there"][0]
-    assert apart(replace(LONG, parts=False), shards, 0.01, 1.0).prefill == ""
-    assert apart(LONG, [replace(shards[0], stale=True), shards[1]], 0.01, 1.0).prefill == ""
+    assert apart(replace(LONG, parts=False), shards, 0.01, 1.0).prefill is None
+    assert apart(LONG, [replace(shards[0], stale=True), shards[1]], 0.01, 1.0).prefill is None
 
 
 @pytest.mark.parametrize(("shards", "order", "reason"), AFFINITY.values(), ids=AFFINITY.keys())

@@ -337,12 +337,14 @@ def test_a_prompt_that_is_computed_apart_counts_at_both_shards() -> None:
         if number < 11:
             made.completed(str(number))
             made.completed(f"{number}{PREFILL}")
-    assert [choice.prefill for choice in found[:1]] == [""]
-    assert (found[-1].order[0], found[-1].prefill, found[-1].reason) == ("a", "b", "apart")
+    assert found[0].prefill is None
+    assert (found[-1].order[0], found[-1].placement("").prefill, found[-1].reason) == ("a", "b", "apart")
     a, b = made.shards["a"], made.shards["b"]
+    assert (a.fetching, b.fetching) == (249, 0)
+    assert made.state_of("a", 24.0).blocks_free == IDLE.blocks_free - 249, "it will hold them without computing them"
     assert (a.in_flight, b.in_flight) == (1, 1)
     assert (a.tokens, b.tokens) == (16, 4000)
     made.completed("11")
     made.completed(f"11{PREFILL}")
     made.settle(30.0)
-    assert (a.in_flight, b.in_flight, a.tokens, b.tokens) == (0, 0, 0, 0)
+    assert (a.in_flight, b.in_flight, a.tokens, b.tokens, a.fetching) == (0, 0, 0, 0, 0)
