@@ -8,7 +8,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 from octavo.engine.async_engine import Stream
@@ -27,6 +27,7 @@ from octavo_serve.wire.messages import (
     AskCourses,
     AskStatistics,
     Blocks,
+    Bring,
     Courses,
     Do,
     Hello,
@@ -246,6 +247,10 @@ class Link:
     def inherit(self, name: str) -> None:
         """Have the shard fetch what is hot at another one, which is about to leave."""
         self._channel.send(Inherit(name))
+
+    def bring(self, name: str, hashes: Sequence[bytes]) -> None:
+        """Have the shard fetch blocks from another one, for a request that is about to come to it."""
+        self._channel.send(Bring(name, list(hashes)))
 
     async def manage(self, do: Do, *, level: int = 1, path: str = "") -> str:
         """Have the shard do something with its model's weights; returns what those are called that it has staged.

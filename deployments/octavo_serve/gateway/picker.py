@@ -113,6 +113,11 @@ class Picked:
         """
         self._picker.ended(self._replica, self.placement.ticket, ran)
 
+    def holds(self, chain: Sequence[bytes]) -> int:
+        """How many of a chain's first blocks are at the shard, as far as it has said."""
+        known = self._picker.router.shards.get(self._replica.name)
+        return 0 if known is None else known.blocks.matched(chain)
+
     def gone(self) -> None:
         """The shard does not take requests: pick it no more, until it joins again."""
         self._picker.leave(self._replica.name, self.link)

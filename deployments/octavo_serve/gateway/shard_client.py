@@ -413,7 +413,7 @@ class ShardClient:
             else:
                 if picked.prefill is not None:
                     run.trace_prefill(picked.prefill.placement)
-                    await compute_prompt(run.request, picked.prefill)
+                    await compute_prompt(run.request, picked.prefill, picked.link)
                 run.fit(self._info)
                 run.enter(picked)
         except BaseException:

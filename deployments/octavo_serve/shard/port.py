@@ -23,6 +23,7 @@ from octavo_serve.wire.messages import (
     Ask,
     AskCourses,
     AskStatistics,
+    Bring,
     Courses,
     Hello,
     Inherit,
@@ -65,6 +66,7 @@ class Port:
     Attributes:
         introduced: called with where the model's shards give KV blocks, when a gateway says it.
         inherits: called with the name of a shard that is about to leave, whose hot blocks are to come here.
+        brings: called with the name of a shard and hashes of blocks that are to come from there.
     """
 
     def __init__(self, engine: ServedEngine, name: str, report_s: float, silence: float = GATEWAY_SILENCE) -> None:
@@ -74,6 +76,7 @@ class Port:
         self.leaving = False
         self.introduced: Callable[[dict[str, Address]], None] = lambda addresses: None
         self.inherits: Callable[[str], None] = lambda name: None
+        self.brings: Callable[[str, list[bytes]], None] = lambda name, hashes: None
         self.secret = secrets.token_bytes(SECRET_BYTES)
         self.peers: dict[Channel, _Peer] = {}
         self.feed = Feed(engine.engine, report_s, self.peers.keys())
@@ -283,6 +286,8 @@ class _Peer:
                 self._port.introduced(message.addresses)
             case Inherit():
                 self._port.inherits(message.shard)
+            case Bring():
+                self._port.brings(message.shard, message.hashes)
             case Manage():
                 done = self._port.manage(message)
                 done.add_done_callback(lambda done: self.loop.call_soon_threadsafe(self._managed, message.ticket, done))

@@ -110,6 +110,7 @@ class Shard:
         if config.share_kv_cache:
             self.sharing = Sharing(self.engine, resolve_source(source, config.runner), self.host, name)
             self.port.introduced, self.port.inherits = self.sharing.introduce, self.sharing.inherit
+            self.port.brings = self.sharing.bring
         self.patience = 0.0
         start.done("network")
         start.publish(model, self.engine.engine.executor)

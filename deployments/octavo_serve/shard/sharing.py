@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from octavo.engine.arrivals import lot_of
+from octavo.engine.arrivals import PEER_LOTS, lot_of
 from octavo.engine.disk_cache import block_form
 from octavo.engine.served_engine import ServedEngine
 from octavo.errors import ConfigError
@@ -78,18 +78,15 @@ class PeerShard:
             wire = self._wire = self._wire or self._connect()
             if self._again == float("inf"):  # somebody has closed it meanwhile
                 raise ConnectionError("it is given up")
-            wire.within(READ_SECONDS)
-            wire.say(joined(hashes))
-            if (count := int.from_bytes(wire.take(_COUNT), "big")) > len(hashes):
-                raise ConnectionError(f"{count} blocks for {len(hashes)}")
-            for block_hash, row in zip(hashes[:count], into, strict=False):
-                check = wire.take(CHECK_BYTES)
-                wire.take_into(row.data)
-                if check != checksum(block_hash, row):
-                    self.failures["checksum"] += len(hashes) - good
-                    self._leave()
-                    return good
-                good += 1
+            while good < len(hashes) and (count := _ask(wire, hashes[good : good + MAX_WANTED])):
+                for block_hash, row in zip(hashes[good : good + count], into[good:], strict=False):
+                    check = wire.take(CHECK_BYTES)
+                    wire.take_into(row.data)
+                    if check != checksum(block_hash, row):
+                        self.failures["checksum"] += len(hashes) - good
+                        self._leave()
+                        return good
+                    good += 1
         except _OtherForm:
             self.failures["gone"] += len(hashes)
             self._again = max(self._again, time.monotonic() + OTHER_SECONDS)
@@ -100,7 +97,7 @@ class PeerShard:
             self._again = max(self._again, time.monotonic() + PAUSE_SECONDS)
             logger.info("KV blocks did not come from %s: %s", self.address.host, error)
         else:
-            self.failures["gone"] += len(hashes) - count
+            self.failures["gone"] += len(hashes) - good
         return good
 
     def _connect(self) -> Wire:
@@ -139,6 +136,15 @@ class PeerShard:
         wire, self._wire = self._wire, None
         if wire is not None:
             wire.close()
+
+
+def _ask(wire: Wire, hashes: Sequence[bytes]) -> int:
+    """Ask for blocks; how many of the first ones follow, which may be fewer than there are."""
+    wire.within(READ_SECONDS)
+    wire.say(joined(hashes))
+    if (count := int.from_bytes(wire.take(_COUNT), "big")) > len(hashes):
+        raise ConnectionError(f"{count} blocks for {len(hashes)}")
+    return count
 
 
 class _OtherForm(Exception):
@@ -225,6 +231,10 @@ class Sharing:
         if self._peers is not None:
             threading.Thread(target=self._warm, args=([name],), name="octavo-kv-inherits", daemon=True).start()
 
+    def bring(self, name: str, hashes: list[bytes]) -> None:
+        """Blocks at another shard are wanted soon."""
+        self._engine.call(lambda engine: engine.bring(name, hashes))
+
     def _begin_warm(self) -> None:
         """Once, when the others are known first: fetch what is hot there."""
         if self._addresses and not self._warmed:
@@ -310,7 +320,9 @@ class Sharing:
 
     def _give(self, wire: Wire, hashes: list[bytes], form: Form) -> None:
         self._gave = time.monotonic()
-        data = self._copied(hashes[: lot_of(form.block_bytes)], form)
+        engine = self._engine.engine
+        lots = 1 if engine.state().decoding else PEER_LOTS  # where no stream feels it, for a step may be long
+        data = self._copied(hashes[: lots * lot_of(form.block_bytes)], form)
         wire.within(READ_SECONDS)
         wire.put(len(data).to_bytes(_COUNT, "big"))
         for block_hash, row in zip(hashes, data, strict=False):

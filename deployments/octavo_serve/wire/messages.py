@@ -153,6 +153,21 @@ class Inherit(msgspec.Struct, tag=True):
     shard: str
 
 
+MAX_BROUGHT = 4096
+"""Hashes in a `Bring`."""
+
+
+class Bring(msgspec.Struct, tag=True):
+    """Blocks that a request will want which is about to come here: a shard, one of the `PeerAddresses`, has them.
+
+    Attributes:
+        hashes: at most MAX_BROUGHT.
+    """
+
+    shard: str
+    hashes: list[bytes]
+
+
 Do = Literal["sleep", "wake_up", "stage", "unstage", "switch"]
 
 
@@ -295,7 +310,7 @@ class Leaving(msgspec.Struct, tag=True):
     """The shard is about to end: nothing more comes, what has not ended goes on elsewhere."""
 
 
-ToShard = Submit | RequestPart | Abort | Ask | AskStatistics | AskCourses | PeerAddresses | Inherit | Manage
+ToShard = Submit | RequestPart | Abort | Ask | AskStatistics | AskCourses | PeerAddresses | Inherit | Bring | Manage
 _Said = Hello | Step | PromptPart | Refusal | Blocks | Snapshot | Report | Weights | Leaving
 ToGateway = _Said | Statistics | Courses | Managed
 

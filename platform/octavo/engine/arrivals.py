@@ -30,7 +30,10 @@ from octavo.kvcache.block_table import BlockTable
 from octavo.kvcache.tier import BlockSource, Bytes, KVBlocks, Tier, TierCounters
 
 LOT_BYTES = 2**23
-"""Of the blocks that are read at once and put into the cache between two steps: 2 to 3 ms of a CPU."""
+"""Of the blocks that are put into the cache between two steps: 2 to 3 ms of a CPU."""
+
+PEER_LOTS = 8
+"""That another shard is asked for at once: it comes to copying them between two of its steps, and these may be long."""
 
 UNKNOWN_SECONDS = 10.0
 """How long blocks may take while it is not known what computing them takes."""
@@ -59,6 +62,13 @@ class Lot(NamedTuple):
     good: int
     seconds: float
 
+    def split(self, most: int) -> tuple[Lot, Lot | None]:
+        """Its first blocks, so many, and the others."""
+        if self.good <= most:
+            return self, None
+        first = self.seconds * most / len(self.data)
+        return Lot(self.data[:most], most, first), Lot(self.data[most:], self.good - most, self.seconds - first)
+
 
 @dataclass(slots=True, eq=False)
 class Fetch:
@@ -71,6 +81,7 @@ class Fetch:
         begun: when, by the engine's clock.
         late: when they are given up.
         asked: how many blocks of the chain are read, being read, or were there.
+        rest: what has been read and not been put into the cache.
         failed: whether one of them did not come.
     """
 
@@ -81,6 +92,7 @@ class Fetch:
     late: float
     asked: int
     reads: deque[Future[Lot]] = field(default_factory=deque)
+    rest: Lot | None = None
     failed: bool = False
 
     @property
@@ -103,6 +115,7 @@ class Arrivals:
         kv: the cache's content.
         pool: its blocks.
         counters: where it is counted.
+        lots: that are read at once.
 
     Attributes:
         fetches: the first of them is read.
@@ -112,14 +125,20 @@ class Arrivals:
     """
 
     def __init__(
-        self, source: BlockSource, kv: KVBlocks, pool: BlockPool, cost_model: CostModel, counters: TierCounters
+        self,
+        source: BlockSource,
+        kv: KVBlocks,
+        pool: BlockPool,
+        cost_model: CostModel,
+        counters: TierCounters,
+        lots: int = 1,
     ) -> None:
         self.source = source
         self.fetches: list[Fetch] = []
         self.block_seconds = 0.0
         self.seen: Callable[[int], None] = lambda _: None
         self._kv, self._pool, self._cost_model, self._counters = kv, pool, cost_model, counters
-        self._lot = lot_of(kv.block_bytes)
+        self._lot, self._lots = lot_of(kv.block_bytes), lots
         self._reader = ThreadPoolExecutor(1, "octavo-kv-reads")
 
     def found(self, tier: Tier, chain: list[bytes]) -> int:
@@ -179,11 +198,15 @@ class Arrivals:
     @property
     def coming(self) -> Future[Lot] | None:
         """The lot that is to come next."""
-        return self.fetches[0].reads[0] if self.fetches and self.fetches[0].reads else None
+        first = self.fetches[0] if self.fetches else None
+        return first.reads[0] if first is not None and first.rest is None and first.reads else None
 
     def _came(self, fetch: Fetch) -> Lot | None:
         """The next lot of a fetch, if it is there."""
-        lot = fetch.reads.popleft().result() if fetch.reads[0].done() else None
+        if (lot := fetch.rest) is None and fetch.reads[0].done():
+            lot = fetch.reads.popleft().result()
+        if lot is not None:
+            lot, fetch.rest = lot.split(self._lot)
         self.seen(-1 if lot is None else lot.good)
         return lot
 
@@ -200,10 +223,10 @@ class Arrivals:
         self._read_on()
 
     def _read_on(self) -> None:
-        """Have two lots of the first fetch be read."""
+        """Have the first fetch be read on, twice what is read at once."""
         first = self.fetches[0] if self.fetches else None
         while first is not None and len(first.reads) < 2 and first.asked < len(first.chain):
-            hashes = first.chain[first.asked : first.asked + self._lot]
+            hashes = first.chain[first.asked : first.asked + self._lot * self._lots]
             first.asked += len(hashes)
             first.reads.append(self._reader.submit(self._read, hashes))
 

@@ -558,6 +558,11 @@ class Engine:
         if self.scheduler.fetches is not None:
             self.scheduler.fetches.warm(name, hashes)
 
+    def bring(self, name: str, hashes: Sequence[bytes]) -> None:
+        """Fetch blocks from another shard for a request that is about to come; see `Fetches.bring`."""
+        if self.scheduler.fetches is not None:
+            self.scheduler.fetches.bring(name, hashes)
+
     def copy_blocks(self, hashes: Iterable[bytes]) -> Callable[[], Bytes]:
         """Copy the first of these blocks, as far as the cache has them and their content is certain.
 

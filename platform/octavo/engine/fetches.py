@@ -21,7 +21,7 @@ from dataclasses import replace
 from itertools import islice
 
 from octavo.cost_model import CostModel
-from octavo.engine.arrivals import UNKNOWN_SECONDS, Arrivals, lot_of
+from octavo.engine.arrivals import PEER_LOTS, UNKNOWN_SECONDS, Arrivals, lot_of
 from octavo.engine.plan import StepPlan
 from octavo.engine.queues import WaitingSequences
 from octavo.engine.sequence import Sequence
@@ -155,13 +155,23 @@ class Fetches:
         for gone in [each for each, it in self._others.items() if not it.fetches and peers.find(each) is not it.source]:
             self._others.pop(gone).close(wait=False)
         if name not in self._others and (source := peers.find(name)) is not None:
-            self._others[name] = Arrivals(source, self._kv, self._pool, self._cost_model, self._of_peers)
+            self._others[name] = Arrivals(source, self._kv, self._pool, self._cost_model, self._of_peers, PEER_LOTS)
         return self._others.get(name)
 
     def warm(self, name: str, hashes: Items[bytes]) -> None:
         """Have blocks come from another shard that nobody has asked for yet, as long as there are places which hold
         nothing: a lot at a time, while nothing that somebody waits for is to come."""
         self._warming.append((name, deque(hashes)))
+
+    def bring(self, name: str, hashes: Items[bytes]) -> None:
+        """Have blocks come from another shard, a prompt's that is computed there, before the request comes that wants
+        them."""
+        if self.peers is None or (arrivals := self._from(self.peers, name)) is None:
+            return
+        coming = {block_hash for fetch in arrivals.fetches for block_hash in fetch.chain}
+        new = [each for each in hashes if each not in coming and self._pool.find(each) is None]
+        if new:
+            arrivals.begin(None, new, Prefix([[]]), UNKNOWN_SECONDS)
 
     def _warm(self) -> None:
         while self._warming and not any(each.fetches for each in self._all()):

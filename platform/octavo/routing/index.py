@@ -271,6 +271,10 @@ class ShardBlocks:
     def __contains__(self, block: object) -> bool:
         return isinstance(block, bytes) and self.index.holds(self.bit, *keys_of([block]))
 
+    def matched(self, chain: Sequence[bytes]) -> int:
+        """How many of a chain's first blocks are published."""
+        return next((i for i, key in enumerate(keys_of(chain)) if not self.index.holds(self.bit, key)), len(chain))
+
     @property
     def keys(self) -> set[int]:
         """Of all that is published: what tells whether the copy is exact."""

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
@@ -451,6 +451,7 @@ class Fleet:
         ran: of each request that ended, whether its shard had said anything of it.
         unread: of the client.
         parts: of tenants, as a picker has them.
+        held: blocks of any chain that are at any shard.
     """
 
     def __init__(self) -> None:
@@ -465,6 +466,7 @@ class Fleet:
         self.ran: list[bool] = []
         self.unread = Unread()
         self.parts = Parts()
+        self.held = 0
         self.tell: Callable[[list[Replica]], None] = lambda replicas: None
 
     def run(self, scenario: Callable[[ShardClient], Awaitable[None]], **failover: Any) -> list[str]:
@@ -592,6 +594,9 @@ class Pick:
 
     def __init__(self, fleet: Fleet, name: str, link: Link, placement: Placement) -> None:
         self.fleet, self.name, self.link, self.placement = fleet, name, link, placement
+
+    def holds(self, chain: Sequence[bytes]) -> int:
+        return min(self.fleet.held, len(chain))
 
     def ended(self, *, ran: bool) -> None:
         self.fleet.running[self.name] -= 1

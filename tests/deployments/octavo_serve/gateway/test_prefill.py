@@ -65,6 +65,38 @@ def test_the_prompt_comes_first_and_nothing_is_left_of_it(fleet: Any, monkeypatc
     assert fleet.run(scenario) == []
 
 
+def test_blocks_go_to_where_the_request_will_run_as_they_are_computed(
+    fleet: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that were there before at once, each once, and nothing more once the prompt is done."""
+
+    async def scenario(client: Any) -> None:
+        first, second = await two(fleet)
+        apart(fleet, monkeypatch)
+        brought = asyncio.Queue[Any]()
+        first.brings = lambda name, hashes: brought.put_nowait((name, hashes))
+        submit, late = second.engine.submit, list[Any]()
+        second.engine.submit = lambda request, listener: late.append((request, listener))
+        monkeypatch.setattr(prefill, "LEAST_SECONDS", 60.0)
+        fleet.held = 2
+        monkeypatch.setattr(prefill, "MAX_BROUGHT", 3)
+        asked = fleet.request("abcde")
+        asked.block_hashes = [bytes(16)] * 6  # it is hashed for the model then
+        waiting = asyncio.create_task(fleet.said(client, asked))
+        name, blocks = await brought.get()
+        chain = late[0][0].block_hashes
+        assert len(chain) == 6
+        assert (name, blocks) == ("2", chain[:2])
+        fleet.held = 6
+        assert await brought.get() == ("2", chain[2:5])
+        assert await brought.get() == ("2", chain[5:])
+        submit(*late[0])
+        await waiting
+        assert brought.empty()
+
+    assert fleet.run(scenario) == []
+
+
 def test_a_shard_that_dies_or_is_too_slow_leaves_the_prompt_to_the_other(
     fleet: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,7 +139,7 @@ def test_a_request_that_cannot_be_sent_there_frees_its_place(fleet: Any) -> None
         await two(fleet)
         request, pick = fleet.request(), await fleet.pick(fleet.request())
         pick.link.close()
-        await compute_prompt(request, pick)
+        await compute_prompt(request, pick, pick.link)
         assert not any(fleet.running.values())
         assert fleet.ran == [False]
 

@@ -314,8 +314,8 @@ FORM = Form("form", 64)
 def lies(wire: Wire, hashes: list[bytes], count: int, right: bool = True) -> None:
     wire.put(count.to_bytes(4, "big"))
     for place in range(count):
-        row = np.full(64, place, np.uint8)
         block_hash = hashes[place % len(hashes)]
+        row = np.full(64, block_hash[0], np.uint8)
         wire.put(checksum(block_hash if right else bytes(15) + b"x", row) + row.tobytes())
 
 
@@ -328,7 +328,8 @@ def drips(wire: Wire, hashes: list[bytes]) -> None:
 
 LIES: dict[str, tuple[Callable[[Wire, list[bytes]], None], int, dict[str, int]]] = {
     "the truth": (lambda wire, hashes: lies(wire, hashes, 3), 3, {"gone": 0}),
-    "fewer": (lambda wire, hashes: lies(wire, hashes, 1), 1, {"gone": 2}),
+    "one at a time": (lambda wire, hashes: lies(wire, hashes, 1), 3, {"gone": 0}),
+    "fewer and fewer": (lambda wire, hashes: lies(wire, hashes, len(hashes) // 2), 2, {"gone": 1}),
     "more than was asked for": (lambda wire, hashes: lies(wire, hashes, 4), 0, {"io": 3}),
     "very many": (lambda wire, hashes: wire.put(b"\xff" * 4), 0, {"io": 3}),
     "others": (lambda wire, hashes: lies(wire, hashes, 3, right=False), 0, {"checksum": 3}),

@@ -181,6 +181,35 @@ def test_blocks_come_for_whoever_asks_next(fake, engine, other, monkeypatch):
     assert said(fake, engine, "again", peer="") == 44
 
 
+def test_blocks_of_a_prompt_come_before_its_request_as_they_are_computed(fake, engine, other):
+    """What a cache holds that is full gives way, what is here or under way is not asked for again, and it waits for the
+    rest of its blocks alone."""
+    chain = fake.request("x", A).block_hashes or other.engine.pool.snapshot()[1][:12]
+    said(fake, engine, "first", A[:12], peer="", blocks=0)
+    other.open.clear()
+    engine.bring("other", chain[:6])
+    engine.bring("other", chain[:8])
+    assert engine.stats().peers.wanted == 8 - 3
+    engine.bring("nobody", chain)
+    other.open.set()
+    warmed(fake, engine)
+    assert engine.stats().peers.came == 8 - 3
+    assert said(fake, engine, "again") == 44
+    assert engine.stats().peers.wanted == 11 - 3
+
+
+def test_what_was_read_at_once_comes_into_the_cache_a_lot_a_step(fake, engine, other):
+    engine.scheduler.fetches._lot = 4
+    ask(fake, engine, "again")
+    engine.step()
+    arriving = next(iter(engine.scheduler.fetches._all()))
+    arriving._lot, counts = 2, []
+    while engine.has_work:
+        engine.step()
+        counts.append(engine.stats().peers.came)
+    assert sorted({*counts} - {0}) == [2, 4, 6, 8, 10, 11]
+
+
 def test_a_request_comes_before_what_nobody_asked_for(fake, engine, other):
     engine.scheduler.fetches._lot = 4
     other.open.clear()
