@@ -28,6 +28,14 @@ from octavo.request import Request, SamplingParams, SequenceUpdate
 from octavo.routing.router import RoutingConfig
 
 PROFILE = "llama-8b-h100"
+DECODED = 20
+"""Tokens of a prompt that take as long as one of a stream, in the picture."""
+SECONDS_A_MINUTE = 60
+_LEGEND = (
+    "minutes; what each shard's time went to: ",
+    '<tspan fill="rgb(220,70,60)">&#9632; prompts</tspan> ',
+    '<tspan fill="rgb(60,70,220)">&#9632; streams</tspan>',
+)
 
 
 def main() -> None:
@@ -92,7 +100,7 @@ class Watched(Fleet):
         goodput = self.goodput(arguments).values()
         return {
             "requests": len(trips),
-            "apart": sum(bool(trip.choice.prefill) for trip in trips),
+            "apart": sum(trip.choice.prefill is not None for trip in trips),
             "fetches": sum(trip.choice.reason == "fetch" for trip in trips),
             "hit": sum(trip.cached for trip in trips) / sum(len(trip.request.prompt_token_ids) for trip in trips),
             "ttft_p50": float(np.quantile(waits, 0.5)),
@@ -170,23 +178,32 @@ def trace(weight: float, arguments: argparse.Namespace) -> Watched:
 
 
 def picture(watched: Watched, arguments: argparse.Namespace) -> str:
-    """The share of its computed tokens that were prompts', by shard and window, as SVG."""
-    windows = int(watched.now / arguments.window) + 1
-    width, height, cells = 14, 18, []
-    for row, name in enumerate(sorted(watched.shards)):
+    """What each shard's steps were spent on, by window, as SVG: on prompts (red) or on streams (blue)."""
+    windows, left, top, width, height = int(watched.now / arguments.window) + 1, 60, 24, 24, 22
+    names = sorted(watched.shards)
+    parts = [f'<text x="{left}" y="14">{"".join(_LEGEND)}</text>']
+    for row, name in enumerate(names):
+        y = top + row * height
+        parts.append(f'<text x="4" y="{y + 15}">{name}</text>')
         for place in range(windows):
             span = range(int(place * arguments.window), int((place + 1) * arguments.window))
             prompts = sum(watched.prompts[second, name] for second in span)
             decoded = sum(watched.decoded[second, name] for second in span)
-            share = prompts / (prompts + 20 * decoded) if prompts + decoded else 0.0  # a decoded token is 20 of them
-            colour = f"rgb({int(255 * share)},90,{int(255 * (1 - share))})"
-            cells.append(
-                f'<rect x="{60 + place * width}" y="{row * height}" width="{width - 1}" height="{height - 1}" '
-                f'fill="{colour}"><title>{name}: {prompts} prompt tokens, {decoded} decoded</title></rect>'
+            if not prompts + decoded:
+                continue
+            share = prompts / (prompts + DECODED * decoded)
+            colour = f"rgb({int(60 + 160 * share)},70,{int(220 - 160 * share)})"
+            parts.append(
+                f'<rect x="{left + place * width}" y="{y}" width="{width - 1}" height="{height - 1}" fill="{colour}">'
+                f"<title>{name}: {prompts} prompt tokens, {decoded} decoded</title></rect>"
             )
-        cells.append(f'<text x="0" y="{row * height + 13}" font-size="11">{name}</text>')
-    size = f'width="{70 + windows * width}" height="{len(watched.shards) * height}"'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{"".join(cells)}</svg>\n'
+    bottom = top + len(names) * height
+    times = [(place, divmod(int(place * arguments.window), SECONDS_A_MINUTE)) for place in range(0, windows, 3)]
+    parts += [f'<text x="{left + place * width}" y="{bottom + 14}">{m}:{s:02}</text>' for place, (m, s) in times]
+    size = f'width="{left + windows * width + 8}" height="{bottom + 22}"'
+    style = 'font-family="sans-serif" font-size="11"'
+    lines = "\n".join(['<rect width="100%" height="100%" fill="white"/>', *parts])
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>\n{lines}\n</svg>\n'
 
 
 if __name__ == "__main__":
