@@ -78,7 +78,12 @@ class PeerShard:
             wire = self._wire = self._wire or self._connect()
             if self._again == float("inf"):  # somebody has closed it meanwhile
                 raise ConnectionError("it is given up")
-            while good < len(hashes) and (count := _ask(wire, hashes[good : good + MAX_WANTED])):
+            end = time.monotonic() + READ_SECONDS
+            while (
+                good < len(hashes)
+                and time.monotonic() < end
+                and (count := _ask(wire, hashes[good : good + MAX_WANTED]))
+            ):
                 for block_hash, row in zip(hashes[good : good + count], into[good:], strict=False):
                     check = wire.take(CHECK_BYTES)
                     wire.take_into(row.data)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from octavo.block_hash import hash_chain, root_hash
 from octavo.config import EngineConfig
 from octavo.engine import arrivals
 from octavo.engine.async_engine import AsyncEngine
@@ -179,6 +180,19 @@ def test_blocks_come_and_say_the_same(giver: Shard, asker: Shard, plain: Any) ->
     assert stats.peers.bytes_read == 9 * asker.engine.engine.executor.kv.block_bytes
 
 
+def test_blocks_come_before_the_request_that_wants_them(giver: Shard, asker: Shard, plain: Any) -> None:
+    expected = plain(PROMPT)
+    assert giver.ask(PROMPT) == expected
+    chain = hash_chain(root_hash(giver.engine.engine.limits.name), PROMPT, 16)
+    asker.sharing.bring("other", chain[:5])
+    end = time.monotonic() + 60
+    while asker.stats.peers.came < 5:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert asker.ask(PROMPT) == expected, "no router has said a word of another shard"
+    assert asker.stats.counters.cached_tokens == 80
+
+
 @pytest.mark.parametrize("happens", ["flip", "cut", "stall"])
 def test_whatever_happens_on_the_way_the_tokens_are_the_same(
     happens: str, giver: Shard, asker: Shard, line: Line, plain: Any, monkeypatch: pytest.MonkeyPatch
@@ -319,6 +333,12 @@ def lies(wire: Wire, hashes: list[bytes], count: int, right: bool = True) -> Non
         wire.put(checksum(block_hash if right else bytes(15) + b"x", row) + row.tobytes())
 
 
+def trickles(wire: Wire, hashes: list[bytes]) -> None:
+    """A block at a time, each within its time."""
+    time.sleep(0.4)
+    lies(wire, hashes, 1)
+
+
 def drips(wire: Wire, hashes: list[bytes]) -> None:
     wire.put((1).to_bytes(4, "big"))
     while True:
@@ -329,6 +349,7 @@ def drips(wire: Wire, hashes: list[bytes]) -> None:
 LIES: dict[str, tuple[Callable[[Wire, list[bytes]], None], int, dict[str, int]]] = {
     "the truth": (lambda wire, hashes: lies(wire, hashes, 3), 3, {"gone": 0}),
     "one at a time": (lambda wire, hashes: lies(wire, hashes, 1), 3, {"gone": 0}),
+    "one at a time, and slowly": (trickles, 2, {"gone": 1}),
     "fewer and fewer": (lambda wire, hashes: lies(wire, hashes, len(hashes) // 2), 2, {"gone": 1}),
     "more than was asked for": (lambda wire, hashes: lies(wire, hashes, 4), 0, {"io": 3}),
     "very many": (lambda wire, hashes: wire.put(b"\xff" * 4), 0, {"io": 3}),
