@@ -126,16 +126,18 @@ class PackedLatent:
 
 @dataclass(frozen=True, slots=True)
 class PackedRule:
-    """What a gated delta net has behind its convolution (`delta_net.h`)."""
+    """What a gated delta net or a state space has behind its convolution (`delta_net.h`)."""
 
     key_heads: int
     value_heads: int
     key_dim: int
     value_dim: int
     tiled: bool  # value head h has key head h % key_heads, and not one in a row with others
+    erases: bool  # a delta net, and not a state space
     decay: Float32  # [value_heads], below 0
     step: Float32  # [value_heads]
-    scale: Float32  # [value_dim], of the norm that follows
+    scale: Float32  # [value_dim], of the norm that follows; of a state space [value_heads * value_dim]
+    skip: Float32 | None = None  # [value_heads], of a state space
 
     @property
     def state_floats(self) -> int:
@@ -145,7 +147,8 @@ class PackedRule:
     def words(self) -> list[int]:
         """The words of `struct Rule` in delta_net.h."""
         sizes = self.key_heads, self.value_heads, self.key_dim, self.value_dim
-        return [*sizes, self.tiled, *map(_address, (self.decay, self.step, self.scale))]
+        vectors = self.decay, self.step, self.scale, self.skip
+        return [*sizes, self.tiled, self.erases, *map(_address, vectors)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,9 @@
 // S^T k and S^T q of the S before are found in one pass over it, in which what the token before wrote is added: so a pass
 // for each token, and one behind the last. A column of S has to do with no other column: some columns stay in the
 // first-level cache for all tokens of a run.
+//
+// State spaces (Mamba-2) are the same with S = S + k (beta v)^T and out = S^T q + skip v: k and q are their B and C as
+// they are, v is x and beta the time step, which the decay has too. Their norm goes over all heads that share a key.
 #pragma once
 
 #include <cmath>
@@ -20,9 +23,9 @@ namespace octavo {
 // Words of a record of Python's.
 struct Rule {
     int64_t key_heads, value_heads, key_dim, value_dim;
-    int64_t tiled;              // value head h has key head h % key_heads, and not h / (value_heads / key_heads)
+    int64_t tiled, erases;      // value head h has key head h % key_heads, and not h / (value_heads / key_heads); a delta net
     const float *decay, *step;  // [value_heads], the first below 0
-    const float* scale;         // [value_dim], of the norm that follows
+    const float *scale, *skip;  // [value_dim] or, of all heads, [values]: of the norm that follows; [value_heads]
 };
 
 namespace {
@@ -42,7 +45,8 @@ class DeltaNet {
     const Rule& rule;
     const StepStates& step;
     const float* rows;
-    const int64_t stride, group, keys, values;
+    const int64_t group, keys, values, stride;
+    const int64_t query_at, key_at, value_at;  // among the convolution's channels
     const float eps;
     const Taps<Plain> taps;
 
@@ -76,8 +80,8 @@ class DeltaNet {
         const int64_t dim = rule.key_dim;
         for (int64_t t = run.begin; t < run.end; ++t) {
             float *q = run.query + (t - run.begin) * dim, *k = run.key + (t - run.begin) * dim;
-            mix(t, sequence, head * dim, dim, q), mix(t, sequence, keys + head * dim, dim, k);
-            scale_to(1 / std::sqrt(float(dim)), q), scale_to(1.f, k);
+            mix(t, sequence, query_at + head * dim, dim, q), mix(t, sequence, key_at + head * dim, dim, k);
+            if (rule.erases) scale_to(1 / std::sqrt(float(dim)), q), scale_to(1.f, k);
             run.product[t - run.begin] = dot(q, k, dim);
         }
     }
@@ -86,9 +90,10 @@ class DeltaNet {
         for (int64_t t = run.begin; t < run.end; ++t) {
             const int64_t i = t - run.begin;
             const float *b = rows + t * stride + r.channels + values + head, *a = b + rule.value_heads;
-            mix(t, sequence, 2 * keys + head * rule.value_dim, rule.value_dim, run.value + i * rule.value_dim);
-            const float x = *a + rule.step[head], time = x > 20 ? x : std::log1p(std::exp(x));
-            run.keep[i] = std::exp(rule.decay[head] * time), run.beta[i] = 1 / (1 + std::exp(-*b));
+            mix(t, sequence, value_at + head * rule.value_dim, rule.value_dim, run.value + i * rule.value_dim);
+            const float x = (rule.erases ? *a : *b) + rule.step[head], time = x > 20 ? x : std::log1p(std::exp(x));
+            run.keep[i] = std::exp(rule.decay[head] * time);
+            run.beta[i] = rule.erases ? 1 / (1 + std::exp(-*b)) : time;
         }
     }
 
@@ -115,7 +120,7 @@ class DeltaNet {
     }
 
     // A run's tokens over some columns of S, the first of which is `column` of the head's; values become what is read.
-    void walk(float* s, const Run& run, int64_t column) const {
+    void walk(float* s, const Run& run, int64_t head, int64_t column) const {
         const int64_t dim = rule.key_dim, left = rule.value_dim - column;
         Vec change[kParts], of_key[kParts], of_query[kParts];
         for (int64_t i = 0; i < run.end - run.begin; ++i) {
@@ -125,8 +130,10 @@ class DeltaNet {
             float* value = run.value + i * rule.value_dim + column;
             for (int64_t p = 0; p < kParts && p * kLanes < left; ++p) {
                 const Vec keep = splat(run.keep[i]), v = load_part(value + p * kLanes, left - p * kLanes);
-                change[p] = splat(run.beta[i]) * (v - keep * of_key[p]);
-                store_part(value + p * kLanes, fma(splat(run.product[i]), change[p], keep * of_query[p]), left - p * kLanes);
+                change[p] = splat(run.beta[i]) * (rule.erases ? v - keep * of_key[p] : v);
+                Vec out = fma(splat(run.product[i]), change[p], keep * of_query[p]);
+                if (rule.skip) out = fma(splat(rule.skip[head]), v, out);
+                store_part(value + p * kLanes, out, left - p * kLanes);
             }
         }
         const int64_t last = run.end - run.begin - 1;
@@ -156,16 +163,27 @@ class DeltaNet {
         const int64_t dim = rule.value_dim;
         for (int64_t t = run.begin; t < run.end; ++t) {
             float *value = run.value + (t - run.begin) * dim, *to = out + t * values + head * dim;
-            rms_norm_row(value, rule.scale, eps, dim, value);
+            if (rule.erases) rms_norm_row(value, rule.scale, eps, dim, value);
             gate_row(Gate::silu, rows + t * stride + r.channels + head * dim, value, dim, to);
+        }
+    }
+
+    // A state space's norm, once all of a key head's values are there.
+    void norm(int64_t head, const Run& run, float* out) const {
+        const int64_t width = group * rule.value_dim, first = head * width;
+        for (int64_t t = run.begin; t < run.end; ++t) {
+            float* row = out + t * values + first;
+            rms_norm_row(row, rule.scale + first, eps, width, row);
         }
     }
 
 public:
     DeltaNet(const Recurrent& r_, const StepStates& step_, const float* rows_, float eps_)
-        : r(r_), rule(*r.rule), step(step_), rows(rows_),
-          stride(r.channels + rule.value_heads * (rule.value_dim + 2)), group(rule.value_heads / rule.key_heads),
-          keys(rule.key_heads * rule.key_dim), values(rule.value_heads * rule.value_dim), eps(eps_),
+        : r(r_), rule(*r.rule), step(step_), rows(rows_), group(rule.value_heads / rule.key_heads),
+          keys(rule.key_heads * rule.key_dim), values(rule.value_heads * rule.value_dim),
+          stride(r.channels + values + (rule.erases ? 2 : 1) * rule.value_heads),
+          query_at(rule.erases ? 0 : values + keys), key_at(rule.erases ? keys : values),
+          value_at(rule.erases ? 2 * keys : 0), eps(eps_),
           taps(r, step, {rows_, stride}) {}
 
     // All of a sequence's tokens in one key head, and the value heads that it serves: out [tokens][values].
@@ -186,18 +204,18 @@ public:
                 for (int64_t cut = 0; cut < cuts; ++cut) {
                     float* mine = s + (i * cuts + cut) * size;
                     if (run.begin == start) read(step.source(r, sequence), h, cut * kColumns, mine);
-                    walk(mine, run, cut * kColumns);
+                    walk(mine, run, h, cut * kColumns);
                     step.saves(r, sequence, [&](int64_t token, float* to) {
                         if (token == run.end - 1) write(mine, h, cut * kColumns, to);
                     });
                 }
                 finish(h, run, out);
             }
+            if (!rule.erases) norm(head, run, out);
         }
-        taps.save(sequence, {head * dim, (head + 1) * dim});
-        taps.save(sequence, {keys + head * dim, keys + (head + 1) * dim});
+        for (const int64_t at : {query_at, key_at}) taps.save(sequence, {at + head * dim, at + (head + 1) * dim});
         for (int64_t i = 0; i < group; ++i) {
-            const int64_t first = 2 * keys + value_head(head, i) * rule.value_dim;
+            const int64_t first = value_at + value_head(head, i) * rule.value_dim;
             taps.save(sequence, {first, first + rule.value_dim});
         }
     }

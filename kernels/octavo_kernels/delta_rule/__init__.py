@@ -11,7 +11,16 @@ from octavo_kernels.state_use import StateUse
 
 
 def delta_rule(
-    q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, query_start: Tensor, states: Tensor, use: StateUse
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    decay: Tensor,
+    beta: Tensor,
+    query_start: Tensor,
+    states: Tensor,
+    use: StateUse,
+    *,
+    erase: bool = True,
 ) -> Tensor:
     """For each token and value head, with q and k of unit length and q / sqrt(Dk):
 
@@ -27,6 +36,7 @@ def delta_rule(
         query_start: [S + 1] int32, where each sequence's tokens begin.
         states: [N, Hv, Dk, Dv] float32, written in place.
         use: which of them.
+        erase: without it q and k are taken as they are, and nothing is taken off v: the rule of state spaces.
 
     Returns:
         [T, Hv, Dv] float32.
@@ -41,4 +51,4 @@ def delta_rule(
     if not decay.shape == beta.shape == v.shape[:2]:
         raise ValueError(f"decay and beta must be {list(v.shape[:2])}")
     run = backend(reference.delta_rule, q, gpu=False, cpu=False)
-    return run(q, k, v, decay, beta, query_start, states, use)
+    return run(q, k, v, decay, beta, query_start, states, use, erase=erase)

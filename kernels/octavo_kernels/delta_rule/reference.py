@@ -14,11 +14,21 @@ _EPS = 1e-6  # of the unit length
 
 
 def delta_rule(
-    q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, query_start: Tensor, states: Tensor, use: StateUse
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    decay: Tensor,
+    beta: Tensor,
+    query_start: Tensor,
+    states: Tensor,
+    use: StateUse,
+    *,
+    erase: bool = True,
 ) -> Tensor:
     heads = v.shape[1] // q.shape[1]
-    q, k = (_unit(x.float()).repeat_interleave(heads, 1).unsqueeze(3) for x in (q, k))
-    q, v, kept = q * q.shape[2] ** -0.5, v.float(), exactly(torch.exp, decay)[..., None, None]
+    q, k = (_unit(x.float()) if erase else x.float() for x in (q, k))
+    q, k = (x.repeat_interleave(heads, 1).unsqueeze(3) for x in (q * q.shape[2] ** -0.5 if erase else q, k))
+    v, kept = v.float(), exactly(torch.exp, decay)[..., None, None]
     starts, saves = query_start.tolist(), _by_place(query_start, use)
     state, out = use.read(states), torch.empty_like(v)
     for place in range(max(end - start for start, end in pairwise(starts))):
@@ -26,7 +36,7 @@ def delta_rule(
         t = torch.tensor([starts[s] + place for s in rows], device=q.device)
         at = torch.tensor(rows, device=q.device)
         now = state[at] * kept[t]
-        change = (v[t] - _sum(now * k[t])) * beta[t][..., None]
+        change = (v[t] - _sum(now * k[t]) if erase else v[t]) * beta[t][..., None]
         now = now + k[t] * change.unsqueeze(2)
         out[t] = _sum(now * q[t])
         state[at] = now

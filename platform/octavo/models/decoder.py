@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from octavo.models import latent
 from octavo.models.parallel import Share, TPGroup
-from octavo.models.recurrent_spec import DeltaNet
+from octavo.models.recurrent_spec import DeltaNet, ShortConv, StateSpace
 from octavo.models.rope import cos_sin_table, query_scales
 from octavo.models.spec import Activation, ModelSpec, Rope
 from octavo.models.step_context import StepContext
@@ -89,6 +89,7 @@ class Decoder:
         # transformers rounds the scale to the embedding's type before it multiplies; so do we
         self._embedding_scale = torch.tensor(spec.embedding_scale, dtype=self.dtype).item()
         self._activation = _activation(spec.activation, gated=spec.gated)
+        self._mixers = {ShortConv: self._short_conv, DeltaNet: self._delta_net, StateSpace: self._state_space}
         self._slopes = torch.tensor(spec.alibi_slopes, device=self.device) if spec.alibi_slopes else None
         scales = query_scales(spec, num_positions)
         self._query_scales = None if scales is None else scales.to(self.device)
@@ -178,7 +179,7 @@ class Decoder:
     def _branches(self, index: int, normed: Tensor, residual: Tensor, context: StepContext) -> tuple[Tensor, Tensor]:
         """Attention and MLP of one layer: the MLP's branch, and the residual that it is yet to be added to."""
         layer = self.weights.layers[index]
-        mix = self._attention if layer.conv is None else self._short_conv if layer.delta is None else self._delta_net
+        mix = self._attention if layer.conv is None else self._mixers[type(self.spec.recurrence)]
         branch = self._scaled(self._norm(mix(index, layer, normed, context), layer.post_attention_norm))
         if self.spec.parallel:
             normed = normed if layer.mlp_norm is None else self._norm(residual, layer.mlp_norm)
@@ -263,6 +264,26 @@ class Decoder:
         out = delta_rule(q, k, v, decay, beta, starts, states[1], use)
         normed = rms_norm(out.to(x.dtype).flatten(0, 1), weights.scale, self.spec.norm_eps).view(len(x), -1)
         return self.group.all_reduce(layer.out((normed * exactly(F.silu, z)).to(x.dtype), context))
+
+    def _state_space(self, index: int, layer: LayerWeights, x: Tensor, context: StepContext) -> Tensor:
+        kind, weights, conv = self.spec.recurrence, layer.delta, layer.conv
+        assert isinstance(kind, StateSpace)
+        assert weights is not None
+        assert weights.skip is not None
+        assert conv is not None
+        assert context.states is not None
+        starts, use, states = context.layout.query_start, context.states.use, context.states.layers[index]
+        before, z, dt = torch.split(layer.qkv(x, context), [kind.channels, kind.sizes[0], kind.value_heads], 1)
+        mixed = short_conv(before.contiguous(), conv.weight, conv.bias, starts, states[0], use)
+        v, k, q = torch.split(exactly(F.silu, mixed).to(x.dtype), list(kind.sizes), 1)
+        q, k = (part.reshape(len(x), kind.key_heads, kind.key_dim) for part in (q, k))
+        v = v.reshape(len(x), kind.value_heads, kind.value_dim)
+        step = exactly(F.softplus, dt.float() + weights.step)
+        out = delta_rule(q, k, v, weights.decay * step, step, starts, states[1], use, erase=False)
+        gated = (out + weights.skip[:, None] * v.float()).view(len(x), -1) * exactly(F.silu, z)
+        groups = gated.to(x.dtype).view(len(x) * kind.key_heads, -1)
+        normed = rms_norm(groups, torch.ones_like(weights.scale[: groups.shape[1]]), self.spec.norm_eps)
+        return self.group.all_reduce(layer.out((normed.view(len(x), -1) * weights.scale).to(x.dtype), context))
 
     def _qkv(self, layer: LayerWeights, x: Tensor, context: StepContext) -> tuple[Tensor, Tensor | None]:
         """Queries, keys and values in one row, and a gate; those that are normed over all heads are."""

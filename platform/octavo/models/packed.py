@@ -13,7 +13,7 @@ from octavo.models.packed_cache import cached
 from octavo.models.packed_file import Packed, Part, expert_part
 from octavo.models.parallel import Share, share_of
 from octavo.models.quantization import parse_rounding
-from octavo.models.recurrent_spec import DeltaNet, Recurrence
+from octavo.models.recurrent_spec import DeltaNet, Recurrence, ShortConv
 from octavo.models.source_spec import check_loadable
 from octavo.models.spec import Latent, LongScaling, ModelSpec, Rope
 from octavo.source import Source
@@ -187,10 +187,10 @@ def _layer(parts: dict[Part, Packed], index: int, rotary: Array, spec: ModelSpec
 def _recurrent(parts: dict[Part, Packed], layer: int, kind: Recurrence) -> PackedRecurrent:
     taps, rule = _array(parts, layer, "conv", "weight"), None
     assert taps is not None
-    if isinstance(kind, DeltaNet):
+    if not isinstance(kind, ShortConv):
         sizes = kind.key_heads, kind.value_heads, kind.key_dim, kind.value_dim
-        vectors = (parts[layer, f"delta_{name}", "weight"] for name in ("decay", "step", "scale"))
-        rule = PackedRule(*sizes, kind.tiled, *vectors)  # type: ignore[arg-type]
+        vectors: dict[str, Any] = {name: parts[layer, f"delta_{name}", "weight"] for name in kind.vectors}
+        rule = PackedRule(*sizes, kind.tiled, isinstance(kind, DeltaNet), **vectors)
     return PackedRecurrent(np.ascontiguousarray(taps.T), _array(parts, layer, "conv", "bias"), rule)
 
 

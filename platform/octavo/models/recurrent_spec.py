@@ -43,6 +43,11 @@ class ShortConv:
         _check_taps(self.taps, self.channels)
 
     @property
+    def conv_bias(self) -> bool:
+        """Of the convolution; `bias` is that of the matrices."""
+        return self.bias
+
+    @property
     def state(self) -> tuple[StatePart, ...]:
         """The last tokens' b * x."""
         return (StatePart((self.taps - 1, self.channels), exact=False),)
@@ -87,15 +92,20 @@ class DeltaNet:
         return False
 
     @property
+    def conv_bias(self) -> bool:
+        """As in `ShortConv`."""
+        return False
+
+    @property
     def sizes(self) -> tuple[int, int, int]:
         """Widths of q, k and v."""
         keys = self.key_heads * self.key_dim
         return keys, keys, self.value_heads * self.value_dim
 
     @property
-    def vectors(self) -> int:
-        """Values beside the matrices and the convolution: decay, step and the norm's."""
-        return 2 * self.value_heads + self.value_dim
+    def vectors(self) -> dict[str, int]:
+        """What it has beside matrices and taps."""
+        return {"decay": self.value_heads, "step": self.value_heads, "scale": self.value_dim}
 
     @property
     def channels(self) -> int:
@@ -120,7 +130,73 @@ class DeltaNet:
         return "delta_out", self.sizes[2]
 
 
-Recurrence = ShortConv | DeltaNet
+@dataclass(frozen=True, slots=True)
+class StateSpace:
+    """Mamba-2 (Dao and Gu 2024): out = W_out norm((S^T C + skip x) * silu(z)), where x, B and C come from a short
+    convolution and a SiLU, each head's S decays by e^(decay dt) and then takes in dt x B^T, dt is softplus(dt + step),
+    and the norm goes over the heads that share B and C.
+
+    Attributes:
+        key_heads, key_dim: how many B and C there are, and their values.
+        value_heads, value_dim: of x.
+        taps: as in `ShortConv`.
+        bias, conv_bias: of the matrices, and of the convolution.
+    """
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    taps: int
+    bias: bool
+    conv_bias: bool
+
+    def __post_init__(self) -> None:
+        _check_taps(self.taps, min(self.key_heads, self.value_heads, self.key_dim, self.value_dim))
+        if self.value_heads % self.key_heads:
+            raise ModelError(f"{self.value_heads} heads cannot share {self.key_heads} groups' B and C evenly")
+
+    @property
+    def tiled(self) -> bool:
+        """As in `DeltaNet`."""
+        return False
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Widths of x, B and C."""
+        keys = self.key_heads * self.key_dim
+        return self.value_heads * self.value_dim, keys, keys
+
+    @property
+    def vectors(self) -> dict[str, int]:
+        """As in `DeltaNet`."""
+        heads = self.value_heads
+        return {"decay": heads, "step": heads, "scale": self.sizes[0], "skip": heads}
+
+    @property
+    def channels(self) -> int:
+        """Of the convolution."""
+        return sum(self.sizes)
+
+    @property
+    def state(self) -> tuple[StatePart, ...]:
+        """As in `DeltaNet`."""
+        rule = StatePart((self.value_heads, self.key_dim, self.value_dim), exact=True)
+        return StatePart((self.taps - 1, self.channels), exact=False), rule
+
+    @property
+    def inputs(self) -> dict[str, int]:
+        """As in `ShortConv`."""
+        sizes = *self.sizes, self.sizes[0], self.value_heads
+        return dict(zip(("space_x", "space_b", "space_c", "space_z", "space_dt"), sizes, strict=True))
+
+    @property
+    def output(self) -> tuple[str, int]:
+        """As in `ShortConv`."""
+        return "space_out", self.sizes[0]
+
+
+Recurrence = ShortConv | DeltaNet | StateSpace
 
 
 def _check_taps(taps: int, channels: int) -> None:

@@ -13,7 +13,7 @@ from octavo.model_files import reading
 from octavo.models.encoder_spec import DenseSpec, EncoderSpec
 from octavo.models.families.reading import spec_from_config
 from octavo.models.families.record import Config
-from octavo.models.recurrent_spec import DeltaNet, StatePart
+from octavo.models.recurrent_spec import ShortConv, StatePart
 from octavo.models.spec import Latent, ModelSpec
 from octavo.models.stored_facts import Stored
 
@@ -172,8 +172,8 @@ def _recurrent(spec: ModelSpec) -> list[Tensors]:
     return [
         *_linear("first", sum(kind.inputs.values()), width, layers, "whole", kind.bias),
         *_linear("last", width, kind.output[1], layers, "whole", kind.bias),
-        Tensors("conv", kind.channels, kind.taps + kind.bias, layers, "bias"),
-        *([Tensors("delta", kind.vectors, 1, layers, "norm")] if isinstance(kind, DeltaNet) else []),
+        Tensors("conv", kind.channels, kind.taps + kind.conv_bias, layers, "bias"),
+        *([] if isinstance(kind, ShortConv) else [Tensors("rule", sum(kind.vectors.values()), 1, layers, "norm")]),
     ]
 
 

@@ -1,12 +1,16 @@
 """Granite: a Llama with scales of embeddings, attention, branches and logits; with experts too, and beside them one
-that every token goes through."""
+that every token goes through; Granite 4, most of whose layers are Mamba-2's."""
 
 from __future__ import annotations
+
+import math
 
 from octavo.models.families.llama import LLAMA
 from octavo.models.families.record import GGUF_SHARED_EXPERT, Config, Family, Fields, Gguf, Names, Stack
 from octavo.models.families.settings import expert_fields
 from octavo.models.gguf_metadata import Metadata
+from octavo.models.recurrent_spec import StateSpace
+from octavo.models.spec import NO_ROPE
 
 _DEFAULTS: Config = LLAMA | {
     "embedding_multiplier": 1.0, "attention_multiplier": 1.0, "residual_multiplier": 1.0, "logits_scaling": 1.0,
@@ -50,6 +54,40 @@ def _with_experts(config: Config) -> Fields:
     return _fields(config) | expert_fields(config) | shared | {"normalise_experts": True, "mlp_bias": False}
 
 
+_HYBRID: Config = _EXPERTS | {
+    "shared_intermediate_size": 1024, "position_embedding_type": None, "layer_types": None, "mamba_n_heads": 128,
+    "mamba_n_groups": 1, "mamba_d_state": 256, "mamba_d_head": "auto", "mamba_d_conv": 4, "mamba_expand": 2,
+    "mamba_conv_bias": True, "mamba_proj_bias": False, "time_step_limit": None,
+}  # fmt: skip
+_MAMBA = {
+    "space_x": "mamba.x", "space_b": "mamba.b", "space_c": "mamba.c", "space_z": "mamba.z", "space_dt": "mamba.dt",
+    "space_out": "mamba.out_proj", "conv": "mamba.conv1d", "delta_decay.weight": "mamba.A_log",
+    "delta_step.weight": "mamba.dt_bias", "delta_skip.weight": "mamba.D", "delta_scale": "mamba.norm",
+}  # fmt: skip
+_MAMBA_IN = Stack(("space_z", "space_x", "space_b", "space_c", "space_dt"))
+
+
+def _hybrid(config: Config) -> Fields:
+    types = config["layer_types"] or ["mamba"] * config["num_hidden_layers"]
+    recurrent = tuple(i for i, kind in enumerate(types) if kind not in ("attention", "full_attention"))
+    inner, heads = config["mamba_expand"] * config["hidden_size"], config["mamba_n_heads"]
+    space = StateSpace(
+        key_heads=config["mamba_n_groups"],
+        value_heads=heads,
+        key_dim=config["mamba_d_state"],
+        value_dim=inner // heads,
+        taps=config["mamba_d_conv"],
+        bias=bool(config["mamba_proj_bias"]),
+        conv_bias=bool(config["mamba_conv_bias"]),
+    )
+    own: Fields = {"recurrent": recurrent, "recurrence": space if recurrent else None}
+    if config["position_embedding_type"] != "rope":
+        own["rope"] = NO_ROPE
+    if config["num_local_experts"]:
+        return _with_experts(config) | own
+    return _fields(config) | own | {"intermediate_size": config["shared_intermediate_size"], "mlp_bias": False}
+
+
 def _from_gguf(meta: Metadata, _config: Config) -> Config:
     return {
         "embedding_multiplier": meta.required("embedding_scale"),
@@ -88,5 +126,21 @@ FAMILIES = (
         defaults=_EXPERTS,
         names=_NAMES,
         gguf=Gguf(architecture="granitemoe", config=_from_gguf, interleaved=True, parts=GGUF_SHARED_EXPERT),
+    ),
+    Family(
+        model_type="granitemoehybrid",
+        title="Granite 4",
+        fields=_hybrid,
+        defaults=_HYBRID,
+        keys={"layers_block_type": "layer_types"},
+        only={
+            "position_embedding_type": (None, "nope", "rope"),
+            "time_step_limit": (None, [0.0, math.inf], [0.0, {"__float__": "Infinity"}]),  # as transformers writes it
+        },
+        names=Names(
+            parts={**_NAMES.parts, **_MAMBA},
+            stacks={**_NAMES.stacks, "mamba.in_proj": _MAMBA_IN},
+            logarithms=("delta_decay",),
+        ),
     ),
 )

@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from octavo.errors import ConfigError
 from octavo.models.parallel import Share
-from octavo.models.recurrent_spec import DeltaNet, Recurrence
+from octavo.models.recurrent_spec import Recurrence, ShortConv
 from octavo.models.spec import Latent, ModelSpec
 from octavo.models.step_context import StepContext
 from octavo.models.weights.bitsandbytes import Int8Matrix, Nf4Matrix
@@ -119,11 +119,12 @@ class LatentWeights:
 
 @dataclass(slots=True)
 class Delta:
-    """What the delta rule has beside its matrices, in float32 (`recurrent_spec.DeltaNet`)."""
+    """What a rule has beside its matrices, in float32 (`recurrent_spec.DeltaNet`, `StateSpace`)."""
 
     decay: Tensor  # [heads], below 0
     step: Tensor  # [heads]
-    scale: Tensor  # [value_dim], of the norm that follows
+    scale: Tensor  # [value_dim] or, of a state space, [heads * value_dim], of the norm that follows
+    skip: Tensor | None = None  # [heads]
 
 
 @dataclass(slots=True)
@@ -272,12 +273,12 @@ def allocate(spec: ModelSpec, dtype: torch.dtype, device: torch.device, *, quant
         }
 
     def recurrent(kind: Recurrence) -> dict[str, Any]:
-        conv = Conv(matrix(kind.channels, kind.taps), vector(kind.channels, kind.bias, dtype))
+        conv = Conv(matrix(kind.channels, kind.taps), vector(kind.channels, kind.conv_bias, dtype))
         in_proj, out = linear(sum(kind.inputs.values()), width, kind.bias), linear(width, kind.output[1], kind.bias)
         found: dict[str, Any] = {"qkv": in_proj, "out": out, "q_norm": None, "k_norm": None, "conv": conv}
-        if isinstance(kind, DeltaNet):
-            sizes = kind.value_heads, kind.value_heads, kind.value_dim
-            found["delta"] = Delta(*(torch.empty(size, dtype=torch.float32, device=device) for size in sizes))
+        if not isinstance(kind, ShortConv):
+            sizes = kind.vectors.items()
+            found["delta"] = Delta(**{x: torch.empty(size, dtype=torch.float32, device=device) for x, size in sizes})
         return found
 
     def latent(x: Latent) -> LatentWeights:
@@ -382,8 +383,8 @@ def _mixer_slots(index: int, layer: LayerWeights, spec: ModelSpec) -> list[Slot]
         ]
     vectors = [] if conv.bias is None else [slot_of(index, "conv", "bias", conv.bias)]
     if (delta := layer.delta) is not None:
-        named = {"delta_decay": delta.decay, "delta_step": delta.step, "delta_scale": delta.scale}
-        vectors += [slot_of(index, part, "weight", vector) for part, vector in named.items()]
+        named = {"decay": delta.decay, "step": delta.step, "scale": delta.scale, "skip": delta.skip}
+        vectors += [slot_of(index, f"delta_{x}", "weight", vector) for x, vector in named.items() if vector is not None]
     return [
         *linear_slots(index, layer.qkv, spec.recurrence.inputs),
         *linear_slots(index, layer.out, {spec.recurrence.output[0]: spec.hidden_size}),
@@ -441,13 +442,14 @@ def keep_one_order(linears: list[Linear | QuantizedLinear]) -> None:
 
 
 _FIRST = ("q", "k", "v", "q_gate", "q_a", "kv_a", "conv_in",
-          "delta_q", "delta_k", "delta_v", "delta_z", "delta_b", "delta_a")  # fmt: skip
+          "delta_q", "delta_k", "delta_v", "delta_z", "delta_b", "delta_a",
+          "space_x", "space_b", "space_c", "space_z", "space_dt")  # fmt: skip
 """Parts of what comes before attention, or what stands in its place; a layer has some of them."""
 
-_DELTA = ("delta_decay", "delta_step", "delta_scale")
-"""What a delta net has beside matrices and taps."""
+_DELTA = ("delta_decay", "delta_step", "delta_scale", "delta_skip")
+"""What delta nets and state spaces have beside matrices and taps."""
 
-_LAST = ("out", "conv_out", "delta_out")
+_LAST = ("out", "conv_out", "delta_out", "space_out")
 """And of what comes after it."""
 
 

@@ -19,6 +19,18 @@ from octavo_kernels.native.library import library, use
 
 FAMILIES = {
     "conv": ("Lfm2", {"num_hidden_layers": 5, "full_attn_idxs": [2, 4], "intermediate_size": 96}),
+    "space": (
+        "GraniteMoeHybrid",
+        {
+            "num_hidden_layers": 4,
+            "num_local_experts": 0,
+            "shared_intermediate_size": 96,
+            "mamba_n_heads": 8,
+            "mamba_d_state": 6,
+            "mamba_expand": 1,
+            "layer_types": ["linear_attention", "full_attention"] * 2,
+        },
+    ),
     "delta": (
         "Qwen3_5Text",
         {

@@ -56,6 +56,11 @@ BIASES = ("correction_bias", "expert_bias")
 
 DELTA = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 24}
 
+MAMBA = {
+    "num_hidden_layers": 4, "layer_types": ["linear_attention"] * 2 + ["full_attention", "linear_attention"],
+    "mamba_n_heads": 8, "mamba_d_state": 12, "attention_multiplier": 0.3, "residual_multiplier": 0.7,
+}  # fmt: skip
+
 CASES = {
     "mpt_clipped": ("Mpt", ALIKE | {"intermediate_size": 256, "max_seq_len": 128, "attn_config": {"clip_qkv": 0.6}}),
     "ministral": ("Ministral", WINDOWS | NARROW | {"layer_types": ["sliding_attention", "full_attention"] * 2
@@ -122,6 +127,9 @@ CASES = {
                  "num_dense_layers": 1, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 40,
                  "routed_scaling_factor": 1.5}),
     "lfm2_wider": ("Lfm2", {"num_hidden_layers": 4, "full_attn_idxs": [1], "conv_L_cache": 5, "block_multiple_of": 8}),
+    "granite4": ("GraniteMoeHybrid", MAMBA | {"num_local_experts": 5, "shared_intermediate_size": 40}),
+    "granite4_dense": ("GraniteMoeHybrid", MAMBA | {"num_local_experts": 0, "shared_intermediate_size": 96,
+                       "mamba_n_groups": 2, "position_embedding_type": "rope", "mamba_proj_bias": True}),
     "granitemoeshared": ("GraniteMoeShared", {"attention_multiplier": 0.3, "residual_multiplier": 0.7,
                          "num_local_experts": 5, "shared_intermediate_size": 40}),
 }  # fmt: skip
@@ -157,6 +165,8 @@ WHOLE = {
     "qwen3_5",
     "qwen3_5_moe",
     "qwen3_next",
+    "granite4",
+    "granite4_dense",
 }
 """Those that one rank alone runs."""
 
