@@ -134,6 +134,7 @@ FAMILIES = (
         defaults=_HYBRID,
         keys={"layers_block_type": "layer_types"},
         only={
+            "hidden_act": ("silu", "swish"),  # also the convolution's
             "position_embedding_type": (None, "nope", "rope"),
             "time_step_limit": (None, [0.0, math.inf], [0.0, {"__float__": "Infinity"}]),  # as transformers writes it
         },

@@ -119,6 +119,7 @@ FAMILIES = (
         title="Qwen 3.5",
         fields=_fields,
         defaults=_QWEN35,
+        only={"hidden_act": ("silu", "swish")},  # also the convolution's
         names=Names(parts=_PARTS, stacks=_STACKS, norm_offset=1.0, logarithms=("delta_decay",)),
         outer=("qwen3_5",),
         gguf=_gguf("qwen35"),

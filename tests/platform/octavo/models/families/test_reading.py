@@ -256,6 +256,8 @@ def test_first_gemma_configs_say_gelu_and_mean_tanh():
         ({"eos_token_id": {"a": 1}}, "token id is"),
         ({"model_type": "gpt_bigcode", "scale_attn_weights": False}, "scale_attn_weights False is not supported"),
         ({"model_type": "ernie4_5_moe", "moe_norm_min": 0.1}, "moe_norm_min 0.1 is not supported"),
+        ({"model_type": "qwen3_5_text", "hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),
+        ({"model_type": "granitemoehybrid", "time_step_limit": [0.1, 1.0]}, "time_step_limit .* is not supported"),
         ({"model_type": "smollm3", "layer_types": ["sliding_attention"] * 32}, "layers with a window are not"),
         ({"model_type": "gptj", "tie_word_embeddings": True}, "is the embedding table and has a bias"),
         ({"head_dim": 7}, "rotary positions over 7 of 7"),
