@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import random
 import signal
 import sys
 from collections.abc import Callable
@@ -132,6 +133,8 @@ _OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """`-n auto`, as in `make test`: two processes; none but this one for chosen tests, or where there is one core."""
     chosen = config.args_source is not pytest.Config.ArgsSource.TESTPATHS or config.option.keyword
+    # sets have one order in both, for tests' names may come of them; each run another
+    os.environ.setdefault("PYTHONHASHSEED", str(random.randrange(2**32)))
     return 0 if chosen or available_cores() == 1 else 2
 
 

@@ -9,7 +9,7 @@ from octavo.block_hash import hash_chain, hash_in_group, root_hash
 from octavo.kvcache.block_pool import BlockPool
 from octavo.kvcache.block_table import BlockTable, lay_out
 from octavo.layer_groups import LayerGroups, layer_groups
-from octavo.routing.index import matched
+from octavo.routing.index import Chain, ShardBlocks, usable
 
 SIZE = 4
 ROOT = root_hash("m")
@@ -115,10 +115,12 @@ class Pool(RuleBasedStateMachine):
 
     @invariant()
     def routers_expect_what_is_found(self):
-        heard = set(self.pool.snapshot()[1])
+        heard = ShardBlocks(2**20)
+        heard.part(0, 0, 1, self.pool.snapshot()[1])
         for text in self.texts:
             chain = hash_chain(ROOT, text.tokens, SIZE)
-            assert matched(chain, heard, (), self.groups, SIZE) == len(self.pool.match(chain))
+            found = usable(Chain(chain), len(chain), heard.matched(chain), heard, self.groups, SIZE)
+            assert found == len(self.pool.match(chain))
 
     @invariant()
     def what_is_published_is_what_was_written(self):

@@ -24,7 +24,7 @@ CHOICES: list[tuple[Any, Choice]] = [
 ]
 
 
-@pytest.mark.parametrize(("value", "choice"), CHOICES, ids=str)
+@pytest.mark.parametrize(("value", "choice"), CHOICES, ids=[str(value) for value, _ in CHOICES])
 def test_a_choice_says_what_may_and_must_be_called(value: Any, choice: Choice) -> None:
     assert choice_of(value, TOOLS) == choice
 
