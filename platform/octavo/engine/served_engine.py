@@ -215,7 +215,10 @@ class ServedEngine:
         if self.phase == "asleep":
             self._enter("asleep", max(level, self.level))
             return
+        staged = self._staged
         self._drop_staged()
+        if staged is not None:  # a change is under way: another shard may have gone over, so this one has to as well
+            self._staged = staged[0], None
         self._enter("dozing", level)
         try:
             if not self._engine.finish(QUIET_SECONDS, self._called, keeps=level == 1):

@@ -214,6 +214,20 @@ def test_a_model_that_sleeps_goes_over_too(load, other):
     assert ask(served) != old
 
 
+@pytest.mark.parametrize("wakes", [False, True])
+def test_a_sleep_between_the_two_steps_of_a_change_does_not_keep_the_old_weights(load, other, wakes):
+    served = load()
+    old, name = ask(served), served.stage(str(other)).result()
+    served.sleep(2).result()
+    assert served._staged[1] is None  # its memory was given back
+    if wakes:
+        served.wake_up().result()
+    served.switch().result()
+    served.wake_up().result()
+    assert served.name == name
+    assert ask(served) != old
+
+
 def test_what_is_not_for_this_model_changes_nothing(load, model, other, tiny_model, tmp_path):
     served = load()
     old, name = ask(served), served.name
