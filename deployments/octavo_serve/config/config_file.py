@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -283,6 +284,8 @@ def _of_model(model: ModelSettings) -> list[str]:
     found = _problem(whose, check_source, model.source)
     if model.engine.draft is not None:
         found += _problem(f"{whose}speculation.draft: ", check_source, model.engine.draft)
+    if model.engine.disk_cache_bytes and model.engine.disk_cache_path:
+        found += _problem(f"{whose}disk_cache_path: ", _can_be_folder, Path(model.engine.disk_cache_path))
     if model.accuracy is not None:
         found += _missing(model.accuracy.text, f"{whose}accuracy.text")
         found += _problem(whose, check_source, model.accuracy.reference) if model.accuracy.reference else []
@@ -338,6 +341,15 @@ def _problem(whose: str, look: Callable[[T], object], at: T) -> list[str]:
     except (OSError, ValueError, RuntimeError) as error:  # a name that no file can have, or ~ of nobody
         return [f"{whose}{str(at)[:80]!r} cannot be looked at: {error}"]
     return []
+
+
+def _can_be_folder(path: Path) -> None:
+    """Raise ConfigError unless a folder is there, or can be made, in which this process may write."""
+    near = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
+    if not near.is_dir():
+        raise ConfigError(f"{str(near)!r} is no folder")
+    if not os.access(near, os.W_OK | os.X_OK):
+        raise ConfigError(f"this user may not write in {str(near)!r}")
 
 
 def _missing(file: str | None, what: str) -> list[str]:

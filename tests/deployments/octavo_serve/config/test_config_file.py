@@ -209,6 +209,10 @@ MISSING: list[tuple[dict[str, Any], str]] = [
     ({"engine": {"rehearsal": "llama-8b-h1000"}}, "model 'm': no rehearsal profile 'llama-8b-h1000'"),
     ({"engine": {"rehearsal": "no.yaml"}}, "model 'm': no rehearsal profile 'no.yaml'"),
     ({"engine": {"speculation": {"draft": "m"}}}, "model 'm': speculation.draft: no model at 'm'"),
+    (
+        {"engine": {"disk_cache_bytes": 10**9, "disk_cache_path": "/dev/null/kv"}},
+        "model 'm': disk_cache_path: '/dev/null' is no folder",
+    ),
     ({"lora": {"a": "no folder"}}, "model 'm': lora.a: there is no 'no folder'"),
     ({"lora_folders": ["no folder"]}, "model 'm': lora_folders: no folder: there is no 'no folder'"),
     ({"accuracy": {"max_kl": 1.0, "text": "no.txt"}}, "model 'm': accuracy.text: there is no file 'no.txt'"),
