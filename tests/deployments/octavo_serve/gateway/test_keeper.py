@@ -198,21 +198,22 @@ def test_where_one_shard_refuses_nothing_changes(fleet: Any, model: Path, other:
     fleet.run(scenario, timeout=PATIENCE)
 
 
+@pytest.mark.parametrize("shards", [1, 4])
 def test_where_one_of_the_first_shards_fails_all_go_back(
-    fleet: Any, model: Path, other: Path, monkeypatch: pytest.MonkeyPatch
+    fleet: Any, model: Path, other: Path, monkeypatch: pytest.MonkeyPatch, shards: int
 ) -> None:
     kept = Kept()
 
     async def scenario(client: ShardClient) -> None:
-        ports = [await fleet.add(load(model)) for _ in range(4)]
+        ports = [await fleet.add(load(model)) for _ in range(shards)]
         old = await said(fleet, client)
-        while len(client.links) < 4:
+        while len(client.links) < shards:
             await asyncio.sleep(0.01)
 
         def fail() -> None:
             raise ModelError("no memory")
 
-        monkeypatch.setattr(ports[1].engine, "_switch", fail)
+        monkeypatch.setattr(ports[shards // 4].engine, "_switch", fail)
         with pytest.raises(ModelError, match="no memory"):
             await kept.keeper(client, model).update(str(other))
         assert {port.engine.name for port in ports} == {str(model)}
