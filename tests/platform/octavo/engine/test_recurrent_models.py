@@ -206,6 +206,7 @@ def test_adapters_change_attention_and_mlps_alone(folder, make, tmp_path):
         pytest.skip("its attention has a gate")
     spec = read_spec(resolve_source(str(folder)))
     attention, recurrent = spec.attention_layers[-1], spec.recurrent[0]
+    out, first = ("o_proj", "mamba.in_proj") if "space" in folder.name else ("out_proj", "conv.in_proj")
 
     def adapter(name, layer, part):
         path = tmp_path / name
@@ -216,7 +217,7 @@ def test_adapters_change_attention_and_mlps_alone(folder, make, tmp_path):
         save_file({f"{stem}.lora_A.weight": a, f"{stem}.lora_B.weight": b}, path / "adapter_model.safetensors")
         return LoRARequest(name, 1, str(path))
 
-    llm, good = make(one_order=False), adapter("good", attention, "self_attn.out_proj")
+    llm, good = make(one_order=False), adapter("good", attention, f"self_attn.{out}")
     plain = [outputs(llm, [prompt])[0][0][0] for prompt in PROMPTS[:2]]
     changed = [
         outputs(each, PROMPTS[:2], lora=good)[0][0][0]
@@ -224,7 +225,7 @@ def test_adapters_change_attention_and_mlps_alone(folder, make, tmp_path):
     ]
     assert len(changed[0]) == 24
     assert changed[0] == changed[1] != plain[0]
-    for part in ("self_attn.q_proj", "conv.in_proj"):
+    for part in ("self_attn.q_proj", first):
         bad = adapter(part, recurrent, part)
         (found,) = llm.generate([PROMPTS[0]], GREEDY, use_tqdm=False, lora_request=bad)
         assert found.outputs[0].finish_reason == "error"
