@@ -331,7 +331,7 @@ def _places(naming: Naming, spec: ModelSpec) -> dict[str, list[_Rows]]:
         for part in (part for part, size in sizes.items() if size):
             found[layer + naming.part_name(part, i)] = [((i, part), [range(sizes[part])])]
         for name, stack in naming.stacks.items():
-            if not stack.experts:
+            if not stack.experts and all(sizes.get(part) for part in stack.parts):
                 found[layer + name] = [((i, part), runs) for part, runs in stacked_rows(stack, spec).items()]
     return found
 
