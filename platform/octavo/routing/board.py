@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     Places = npt.NDArray[np.int64]
 
 _COLUMNS = 20
+_BLOCK_SIZE, _FETCHED_BLOCK, _HAS_PROMPTS = 9, 10, 11
+"""Columns that are read by themselves; `Board.put` has the order of all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +42,6 @@ class Peers:
     row: int
     tokens: int
     second: int
-
-
-@dataclass(frozen=True, slots=True)
-class Field:
-    """The shards that a request may go to.
-
-    Attributes:
-        rows: theirs, in the order of their names' list.
-    """
-
-    rows: Places
 
 
 class Board:
@@ -79,30 +70,26 @@ class Board:
             state.mean_output, state.full_step_seconds, state.backlog_tokens / chunk * step,
         )  # fmt: skip
 
-    def field(self, rows: Sequence[int]) -> Field:
-        """Those whose rows these are."""
-        return Field(np.array(rows))
-
     def tokens(self, lengths: Numbers, query: Query) -> Numbers:
         """Leading tokens of a prompt that are at each shard, by how many blocks of it are there."""
-        size = self._table[9, : self.count]
+        size = self._table[_BLOCK_SIZE, : self.count]
         found: Numbers = np.floor(np.minimum(lengths, (query.tokens - 1) / size)) * size
         return found
 
     @property
     def fetches(self) -> bool:
         """Whether any shard has blocks come from others."""
-        return bool(self._table[10, : self.count].any())
+        return bool(self._table[_FETCHED_BLOCK, : self.count].any())
 
-    def share_busy(self, field: Field) -> float:
-        """Of the shards, those that have prompts to compute."""
-        return float(np.count_nonzero(self._table[11, field.rows])) / len(field.rows)
+    def share_busy(self, rows: Places) -> float:
+        """Of these shards, those that have prompts to compute."""
+        return float(np.count_nonzero(self._table[_HAS_PROMPTS, rows])) / len(rows)
 
     def best(
-        self, query: Query, field: Field, cached: Numbers, stream_weight: float, few: int, first: int, *,
+        self, query: Query, rows: Places, cached: Numbers, stream_weight: float, few: int, first: int, *,
         warm: Sequence[int] = (), peers: Peers | None = None, within: float = math.inf,
     ) -> list[int]:  # fmt: skip
-        """Rows of the shards with the lowest scores, in the order of the list from place `first` on.
+        """Of these rows, those with the lowest scores, in their order from place `first` on.
 
         Among them is one that holds the most of the prompt, and one that may fetch if any may.
 
@@ -114,13 +101,14 @@ class Board:
             within: seconds in which the request is to begin there.
         """
         start, total = self._totals(query, cached, stream_weight, warm)
-        rows = field.rows
         there = None
         if peers is not None:
             there = np.full(self.count, float(peers.tokens))
             there[peers.row] = peers.second
-            takes = (self._table[10, : self.count] > 0) & (there > cached)
-            fetch = (there - cached) / self._table[9, : self.count] * self._table[10, : self.count]
+            takes = (self._table[_FETCHED_BLOCK, : self.count] > 0) & (there > cached)
+            fetch = (
+                (there - cached) / self._table[_BLOCK_SIZE, : self.count] * self._table[_FETCHED_BLOCK, : self.count]
+            )
             _, fetched = self._totals(query, there, stream_weight, warm, fetch)
             total = np.where(takes & (fetched < total), fetched, total)
             there = takes[rows]

@@ -24,12 +24,12 @@ import numpy as np
 
 from octavo.cost_model import Cost, attended
 from octavo.load import LoadedAdapters, ShardState
-from octavo.routing.board import Board, Field, Peers
+from octavo.routing.board import Board, Peers
 from octavo.routing.index import BlockIndex, Chain, ShardBlocks, usable
 from octavo.routing.policy import POLICIES, PRIOR, Candidate, Choice, PolicyName, Query, Reason, apart, explain, packed
 
 if TYPE_CHECKING:
-    from octavo.routing.board import Numbers
+    from octavo.routing.board import Numbers, Places
 
 logger = logging.getLogger(__name__)
 
@@ -205,7 +205,7 @@ class Router:
         self._windows = False  # some shard's layers have some
         self._board: Board | None = None  # from the first decision among many on
         self._changed: set[KnownShard] = set()  # which the board has otherwise
-        self._field: tuple[Sequence[str], Field] | None = None  # of the last decision among many
+        self._rows: tuple[Sequence[str], Places] | None = None  # of the last decision among many
         self._lent: Cost | None = None  # what stands on the board for shards that have measured no steps
         self._look_at = -math.inf  # when a shard on the board may be stale
         self._turn = 0
@@ -223,7 +223,7 @@ class Router:
             number = self._numbered.index(None)
             shard = self.shards[name] = self._numbered[number] = KnownShard(name, number, self._blocks(name), now)
             self._index.own(shard.blocks.bit, number)
-            self._field, self._look_at = None, -math.inf
+            self._rows, self._look_at = None, -math.inf
             self._touch(shard)
         return shard
 
@@ -241,7 +241,7 @@ class Router:
         self.backlog_tokens -= shard.counted
         for kept in (self._stale, self._unpriced, self._changed):
             kept.discard(shard)
-        self._field = None
+        self._rows = None
 
     def _load(self, shard: KnownShard, adapters: set[str]) -> None:
         """These and no other adapters are loaded there."""
@@ -339,11 +339,11 @@ class Router:
         start = self._turn % len(names)  # equally good shards take turns
         blocks = Chain(chain)
         look = _Look(query, blocks, self._index.prefixes(blocks), now)
-        field = self._field_of(names, now) if self._is_scored(query, len(names)) else None
-        candidates = self._all(look, names, start) if field is None else self._best(look, field, start)
+        rows = self._rows_of(names, now) if self._is_scored(query, len(names)) else None
+        candidates = self._all(look, names, start) if rows is None else self._best(look, rows, start)
         choice = self._choose(query, candidates)
         if choice.score.start > within:
-            others = candidates if field is None else self._best(look, field, start, within)
+            others = candidates if rows is None else self._best(look, rows, start, within)
             if timely := [shard for shard in others if shard.start_seconds(query) <= within]:
                 choice = self._choose(query, timely)
                 candidates = others
@@ -359,7 +359,7 @@ class Router:
             self._forget(ticket + PREFILL)
             self._count(ticket + PREFILL, chain, replace(query, sequences=1), choice.prefill, now)
         self._count(ticket, chain, query, choice, now)
-        self._note_busy(candidates, field, now)
+        self._note_busy(candidates, rows, now)
         return choice
 
     def _choose(self, query: Query, candidates: Sequence[Candidate]) -> Choice:
@@ -368,9 +368,9 @@ class Router:
             return apart(query, candidates, config.stream_weight, config.apart_weight)
         return POLICIES[config.policy](query, candidates, config.stream_weight)
 
-    def _note_busy(self, candidates: Sequence[Candidate], field: Field | None, now: float) -> None:
-        if field is not None and self._board is not None:
-            share = self._board.share_busy(field)
+    def _note_busy(self, candidates: Sequence[Candidate], rows: Places | None, now: float) -> None:
+        if rows is not None and self._board is not None:
+            share = self._board.share_busy(rows)
         else:
             share = sum(shard.state.prefilling + shard.state.queued > 0 for shard in candidates) / len(candidates)
         self._busy = share + (self._busy - share) * math.exp((self._asked - now) / BUSY_SECONDS)
@@ -421,14 +421,12 @@ class Router:
         by_load = self.config.policy == "session" and not query.session
         return count > MANY and (by_score or by_load) and not self.config.apart_weight
 
-    def _field_of(self, names: Sequence[str], now: float) -> Field:
-        """The shards of these names, with all that is known of them on the board; quick for the last time's tuple."""
+    def _rows_of(self, names: Sequence[str], now: float) -> Places:
+        """On the board, of the shards of these names, brought up to date; quick for the last time's tuple."""
         if self._board is None:
             self._board, self._changed = Board(), set(self.shards.values())
-        if self._field is None or self._field[0] is not names or not isinstance(names, tuple):
-            rows = [self.join(name, now).number for name in names]
-            self._show()
-            self._field = names, self._board.field(rows)
+        if self._rows is None or self._rows[0] is not names or not isinstance(names, tuple):
+            self._rows = names, np.array([self.join(name, now).number for name in names])
         if now > self._look_at:
             for shard in self.shards.values():
                 self._judge(shard, now)
@@ -438,9 +436,9 @@ class Router:
             self._lent = cost
             self._changed |= self._unpriced
         self._show()
-        return self._field[1]
+        return self._rows[1]
 
-    def _best(self, look: _Look, field: Field, start: int, within: float = math.inf) -> list[Candidate]:
+    def _best(self, look: _Look, among: Places, start: int, within: float = math.inf) -> list[Candidate]:
         """The best shards by the formula, and whatever else a policy's reason depends on."""
         board, query = self._board, look.query
         assert board is not None
@@ -459,7 +457,7 @@ class Router:
             cached, peers = np.zeros(board.count), None
         warm = [shard.number for shard in self._adapters.get(query.adapter, ())]
         rows = board.best(
-            query, field, cached, self.config.stream_weight, KEPT, start, warm=warm, peers=peers, within=within
+            query, among, cached, self.config.stream_weight, KEPT, start, warm=warm, peers=peers, within=within
         )
         chosen = [each for row in rows if (each := self._numbered[row]) is not None]
         candidates = [self._candidate(each, look, int(found[each.number])) for each in chosen]
