@@ -151,6 +151,7 @@ class AsyncEngine:
         self._silence = Silence()
         self._audited = self._busy = time.monotonic()
         self._quiet: float | None = None  # seconds without work after which it is to end
+        self._giving_up, self._gone = threading.Lock(), False
         self._thread = threading.Thread(target=self._run, name="octavo-engine", daemon=True)
         self._thread.start()
 
@@ -311,14 +312,21 @@ class AsyncEngine:
                     return False
         if not isinstance(self._error, Finished):
             raise EngineDead(f"the engine has stopped: {self._error!r}")
-        self.engine.close(keeps=keeps)
+        self._give_up(keeps=keeps)
         return True
 
     def close(self) -> None:
         """Stop the thread and give up the model; requests in flight end with EngineDead."""
         self._commands.put(None)
         self._thread.join()
-        self.engine.close()
+        self._give_up()
+
+    def _give_up(self, *, keeps: bool = True) -> None:
+        """Give up the model once: `finish` waits in one thread where `close` is called in another."""
+        with self._giving_up:
+            if not self._gone:
+                self._gone = True
+                self.engine.close(keeps=keeps)
 
     # ---- the engine's thread ----------------------------------------------------------------------------------
 

@@ -459,3 +459,27 @@ def test_nothing_is_done_with_an_engine_that_has_ended(fake):
     closing.join()
     assert too_late.cancelled()
     assert engine.call(lambda _: 1).cancelled()
+
+
+def test_an_engine_that_finishes_while_it_is_closed_gives_its_model_up_once(fake):
+    """The older of two sets of weights, when the server ends."""
+    engine = fake.engine()
+    running, given_up, begun, goes_on = AsyncEngine(engine), [], threading.Event(), threading.Event()
+    give_up = engine.close
+
+    def slowly(*, keeps=True):
+        given_up.append(keeps)
+        begun.set()
+        goes_on.wait()
+        give_up(keeps=keeps)
+
+    engine.close = slowly
+    both = [threading.Thread(target=running.finish), threading.Thread(target=running.close)]
+    both[0].start()
+    begun.wait()
+    both[1].start()
+    both[1].join(0.05)
+    goes_on.set()
+    for each in both:
+        each.join()
+    assert given_up == [True]
