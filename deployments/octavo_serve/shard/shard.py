@@ -7,9 +7,7 @@ import gc
 import sys
 import time
 from dataclasses import asdict, replace
-from importlib import import_module
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 from ray import serve
@@ -51,14 +49,6 @@ def _require(engine: ServedEngine, source: str, config: EngineConfig, accuracy: 
 def _kept(context: ReplicaContext, source: str) -> Kept:
     """What operators have done with the model's weights since it was deployed."""
     return decode_kept(kept(weights_key(context.app_name, context.deployment)), source)
-
-
-def _settle(is_real: bool) -> None:
-    """What can wait until the shard answers."""
-    if is_real:
-        # torch, 1.2 s: the first request for log probabilities would wait for it, and all others with that one
-        import_module("octavo.execution.sampler")
-    gc.freeze()  # what is there now stays: each look at all objects would hold both the loop and the engine
 
 
 class Shard:
@@ -118,7 +108,7 @@ class Shard:
         if level := _kept(context, source).level:
             self.engine.sleep(level)
         keep_warm(warm)
-        Thread(target=_settle, args=(config.rehearsal is None,), daemon=True).start()
+        gc.freeze()  # what is there now stays: each look at all objects would hold both the loop and the engine
 
     def reconfigure(self, settings: dict[str, float]) -> None:
         """Serve calls this at the start, and where a changed config changes what follows without a restart.

@@ -9,6 +9,7 @@ import dataclasses
 
 import numpy as np
 
+from octavo.execution.likeliest import likeliest
 from octavo.execution.treatment import apply_masks, apply_treatment
 from octavo.step import Candidates, Float32, Int64, SamplingRows
 from octavo_kernels.log_norm import log_norms
@@ -59,11 +60,9 @@ def rows_alone(rows: SamplingRows, wanted: list[int]) -> SamplingRows:
 
 
 def _best(values: Float32, count: int) -> Int64:
-    """Ids of the largest values, the largest first, and of equal ones the smaller id; -inf is none."""
-    first = max(0, len(values) - count)
-    ids = np.argpartition(values, first)[first:] if first else np.arange(len(values))
-    ids = ids[np.lexsort((ids, -values[ids]))]
-    return ids[values[ids] > -np.inf].astype(np.int64, copy=False)
+    """Ids of the largest values; -inf is none."""
+    ids = likeliest(values, count)
+    return ids[values[ids] > -np.inf]
 
 
 def _ranks(own: Float32, ids: Int64, *, counted: bool) -> Int64:

@@ -5,7 +5,7 @@ with their input (`Precision`): float32 without rounding computes as if the weig
 executor. Whatever they are, a sequence's logits have the same bits whatever else is in the step, however its prompt is
 cut into chunks, and on any number of threads.
 
-Torch is loaded only for alternatives with their log probabilities, for ranks, and to take the model apart.
+Torch is loaded only for ranks, and to take the model apart.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from octavo.execution.beam_candidates import candidates
 from octavo.execution.capacity import CPU_KV_BYTES, groups_of, kv_room, num_positions, state_bytes
 from octavo.execution.executor import States, Wait, finished
 from octavo.execution.kv_blocks import NativeBlocks
-from octavo.execution.plain_logprobs import logprobs_without_alternatives
+from octavo.execution.plain_logprobs import logprob_rows, prompt_logprobs, sampled_logprobs
 from octavo.execution.pooling import Head, pool, pooled_tokens
 from octavo.execution.treatment import apply_treatment
 from octavo.layer_groups import LayerGroups
@@ -138,7 +138,7 @@ class NativeExecutor:
         pooled = {} if kept is None else pool(batch, self._decoder.states(kept), self._head)
         nothing = np.zeros(0, np.int64), dict[int, LogprobRow](), dict[int, Candidates]()
         tokens, logprobs, found = nothing if logits is None else _sample(logits, logits_row, batch.sampling)
-        prompt = self._prompt_logprobs(batch)
+        prompt = prompt_logprobs(batch.prompt_logprobs, self._logits, logprob_rows)
         return finished(StepResult(tokens, logprobs, prompt, time.perf_counter() - begin, pooled, found))
 
     def logits(self, batch: StepBatch) -> torch.Tensor:
@@ -204,18 +204,8 @@ class NativeExecutor:
         joined = join_vocabulary(torch.from_numpy(logits), self._share, self._group)
         return None if joined is None else joined.numpy()
 
-    def _prompt_logprobs(self, batch: StepBatch) -> list[LogprobRow]:
-        if not batch.prompt_logprobs:
-            return []
-        from octavo.execution.sampler import prompt_logprobs
-
-        return prompt_logprobs(batch.prompt_logprobs, self._logits)
-
-    def _logits(self, rows: list[int]) -> torch.Tensor | None:
-        import torch
-
-        logits = self._joined(self._decoder.logits(np.array(rows, np.int64)))
-        return None if logits is None else torch.from_numpy(logits)
+    def _logits(self, rows: list[int]) -> Float32 | None:
+        return self._joined(self._decoder.logits(np.array(rows, np.int64)))
 
 
 def _gave_way() -> StepResult:
@@ -240,7 +230,7 @@ def precision_of(config: EngineConfig) -> Precision:
 def _sample(
     logits: npt.NDArray[np.float32], logits_row: npt.NDArray[np.int64], rows: SamplingRows
 ) -> tuple[Int64, dict[int, LogprobRow], dict[int, Candidates]]:
-    """As `sampler.sample`, and what may follow beams.
+    """Tokens and log probabilities as of `octavo.execution.sampler.sample`, and what may follow beams.
 
     Row r is drawn from logits[logits_row[r]], which the next step overwrites anyway.
     """
@@ -251,19 +241,7 @@ def _sample(
     if undo is not None and (tells or rows.beams):
         undo()
     found = candidates(logits, logits_row, tokens, rows) if rows.beams else {}
-    return tokens, _logprobs(logits, logits_row, tokens, rows) if tells else {}, found
-
-
-def _logprobs(
-    logits: npt.NDArray[np.float32], logits_row: npt.NDArray[np.int64], tokens: Int64, rows: SamplingRows
-) -> dict[int, LogprobRow]:
-    if rows.num_logprobs.max() == 0:
-        return logprobs_without_alternatives(logits, logits_row, tokens, rows)
-    import torch
-
-    from octavo.execution.sampler import sampled_logprobs
-
-    return sampled_logprobs(torch.from_numpy(logits), logits_row, tokens, rows)
+    return tokens, sampled_logprobs(logits, logits_row, tokens, rows) if tells else {}, found
 
 
 # ---- loading --------------------------------------------------------------------------------------------------------

@@ -19,8 +19,6 @@ from octavo.step import Int64, LogprobRow, SamplingRows
 from octavo_kernels.log_norm import log_norm_tensors
 from octavo_kernels.sampling import sample_tensors
 
-_LOGIT_ROWS = 256  # prompt positions whose logits exist at once: 256 x 256k x 4 B = 256 MiB for the largest vocabulary
-
 _NONE = np.zeros(0, np.int64)
 
 Drawn = Callable[[], tuple[Int64, dict[int, LogprobRow]]]
@@ -89,17 +87,10 @@ def _tokens(logits: Tensor, rows: SamplingRows) -> Tensor:
 
 def logprob_rows(logits: Tensor, tokens: list[int], counts: list[int]) -> list[LogprobRow]:
     """Log probabilities under `logits` [R, V] of one token per row and of the `counts` likeliest ones beside it."""
-    places, named = np.arange(len(tokens)), [_NONE] * len(tokens)
-    return _logprob_rows(logits, places, np.array(tokens, np.int64), counts, named)
-
-
-def _logprob_rows(
-    logits: Tensor, places: Int64, tokens: Int64, counts: list[int], named: Sequence[Int64]
-) -> list[LogprobRow]:
-    """As `logprob_rows`; row r is of logits[places[r]]."""
-    where, chosen = to_device(places, logits.device), to_device(tokens, logits.device)
+    named, each = [_NONE] * len(tokens), np.arange(len(tokens))
+    where, chosen = (to_device(x, logits.device) for x in (each, np.array(tokens, np.int64)))
     numbers = _numbers(logits, where, chosen, max(counts, default=0), named)
-    return _rows(tokens.tolist(), fetch(*numbers)(), counts, named)
+    return _rows(tokens, fetch(*numbers)(), counts, named)
 
 
 def _numbers(
@@ -133,33 +124,6 @@ def _rows(
             tokens, own, ranks, values, ids, counts, named, asked, strict=True
         )
     ]
-
-
-def prompt_logprobs(
-    wanted: list[tuple[int, int, int]], logits: Callable[[list[int]], Tensor | None]
-) -> list[LogprobRow]:
-    """Log probabilities of prompt tokens.
-
-    Args:
-        wanted: `StepBatch.prompt_logprobs`.
-        logits: flat token indices -> their logits [n, V], or None on a rank that only gives its part of them.
-    """
-    rows: list[LogprobRow] = []
-    for start in range(0, len(wanted), _LOGIT_ROWS):
-        places, tokens, counts = map(list, zip(*wanted[start : start + _LOGIT_ROWS], strict=True))
-        if (scores := logits(places)) is not None:
-            rows += logprob_rows(scores, tokens, counts)
-    return rows
-
-
-def sampled_logprobs(logits: Tensor, logits_row: Int64, ids: Int64, rows: SamplingRows) -> dict[int, LogprobRow]:
-    """Log probabilities of the rows that ask; row r was drawn from logits[logits_row[r]]."""
-    wanted = np.flatnonzero((rows.num_logprobs >= 0) & (ids >= 0))
-    if not len(wanted):
-        return {}
-    named = [rows.named.get(row, _NONE) for row in wanted.tolist()]
-    result = _logprob_rows(logits, logits_row[wanted], ids[wanted], rows.num_logprobs[wanted].tolist(), named)
-    return dict(zip(wanted.tolist(), result, strict=True))
 
 
 def _treated(logits: Tensor, rows: SamplingRows, unlisted: Tensor | None = None) -> Tensor:

