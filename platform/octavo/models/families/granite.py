@@ -66,6 +66,13 @@ _MAMBA = {
 }  # fmt: skip
 _MAMBA_IN = Stack(("space_z", "space_x", "space_b", "space_c", "space_dt"))
 
+_GGUF_PARTS = {part: part.replace("_", "") for part in ("space_x", "space_b", "space_c", "space_z", "space_dt")} | {
+    "space_out": "ssm_out", "conv": "ssm_conv1d", "delta_decay.weight": "ssm_a", "delta_step.weight": "ssm_dt.bias",
+    "delta_skip.weight": "ssm_d", "delta_scale": "ssm_norm",
+}  # fmt: skip
+_GGUF_STACKS = {"ssm_in": _MAMBA_IN} | {f"ffn_{part}": Stack((part,)) for part in ("gate", "up", "down")}
+"""An MLP is called otherwise where there are no experts beside it."""
+
 
 def _hybrid(config: Config) -> Fields:
     types = config["layer_types"] or ["mamba"] * config["num_hidden_layers"]
@@ -94,6 +101,25 @@ def _from_gguf(meta: Metadata, _config: Config) -> Config:
         "attention_multiplier": meta.required("attention.scale"),
         "residual_multiplier": meta.required("residual_scale"),
         "logits_scaling": meta.required("logit_scale"),
+    }
+
+
+def _hybrid_from_gguf(meta: Metadata, config: Config) -> Config:
+    """Recurrent layers are those that have a convolution. llama.cpp says of all scaling whether there is rotation."""
+    layers, up = range(config["num_hidden_layers"]), "blk.0.ffn_up_shexp.weight"
+    if not config.get("num_local_experts"):
+        up = "blk.0.ffn_up.weight"
+    return _from_gguf(meta, config) | {
+        "layer_types": ["mamba" if f"blk.{i}.ssm_conv1d.weight" in meta.tensors else "attention" for i in layers],
+        "shared_intermediate_size": meta.tensors[up].shape[0] if up in meta.tensors else 0,
+        "position_embedding_type": "nope" if meta.own("rope.scaling.finetuned") is False else "rope",
+        "mamba_expand": meta.required("ssm.inner_size") // config["hidden_size"],
+        "mamba_n_heads": meta.required("ssm.time_step_rank"),
+        "mamba_n_groups": meta.required("ssm.group_count"),
+        "mamba_d_state": meta.required("ssm.state_size"),
+        "mamba_d_conv": meta.required("ssm.conv_kernel"),
+        "mamba_conv_bias": any(name.endswith("ssm_conv1d.bias") for name in meta.tensors),
+        "mamba_proj_bias": any(name.endswith("ssm_in.bias") for name in meta.tensors),
     }
 
 
@@ -142,6 +168,13 @@ FAMILIES = (
             parts={**_NAMES.parts, **_MAMBA},
             stacks={**_NAMES.stacks, "mamba.in_proj": _MAMBA_IN},
             logarithms=("delta_decay",),
+        ),
+        gguf=Gguf(
+            architecture="granitehybrid",
+            config=_hybrid_from_gguf,
+            interleaved=True,
+            parts=GGUF_SHARED_EXPERT | _GGUF_PARTS,
+            stacks=_GGUF_STACKS,
         ),
     ),
 )

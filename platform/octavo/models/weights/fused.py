@@ -22,7 +22,7 @@ def stacked_rows(stack: Stack, spec: ModelSpec) -> dict[str, list[range]]:
     if latent is not None:
         heads = {"k_b": spec.num_heads * latent.content, "v_b": spec.value_size}
     heads |= {"q_gate": spec.q_size} | (spec.recurrence.inputs if spec.recurrence is not None else {})
-    sizes = heads | dict.fromkeys(("gate", "up"), inner) | {"expert_down": spec.hidden_size}
+    sizes = heads | dict.fromkeys(("gate", "up"), inner) | dict.fromkeys(("down", "expert_down"), spec.hidden_size)
     sizes |= dict.fromkeys(("expert_gate", "expert_up"), spec.intermediate_size)
     if stack.alternating:
         count = len(stack.parts)
@@ -94,17 +94,28 @@ def _expert(entry: Entry, index: int) -> Entry:
     return replace(entry, shape=entry.shape[1:], row_bytes=row_bytes, offset=start)
 
 
-_BY_HEAD = ("k_b", "v_b")
+_BY_HEAD = ("k_b.weight", "v_b.weight")
+_VECTORS = ("delta_decay.weight", "delta_skip.weight", "delta_scale.weight")
 
 
 def _as_matrix(entry: Entry, naming: Naming) -> Entry:
-    """A matrix of one row, which is stored as a vector; those of all heads, which are stored one by one."""
-    if len(entry.shape) == 3 and entry.name.endswith(tuple(f".{naming.parts.get(part)}.weight" for part in _BY_HEAD)):
+    """A matrix of one row, which is stored as a vector; those of all heads, which are stored one by one; vectors of
+    a state space, which are stored as matrices."""
+    if len(entry.shape) == 2 and entry.block_values == 1 and entry.name.endswith(_ends(naming, _VECTORS)):
+        rows, columns = entry.shape
+        return replace(entry, shape=(rows * columns,), row_bytes=entry.row_bytes // max(columns, 1))
+    if len(entry.shape) == 3 and entry.name.endswith(_ends(naming, _BY_HEAD)):
         heads, rows, columns = entry.shape
         return replace(entry, shape=(heads * rows, columns), row_bytes=entry.row_bytes // rows)
     if len(entry.shape) != 1 or not entry.name.endswith(f".{naming.parts.get('shared_gate')}.weight"):
         return entry
     return replace(entry, shape=(1, *entry.shape), row_bytes=entry.num_bytes)
+
+
+def _ends(naming: Naming, parts: tuple[str, ...]) -> tuple[str, ...]:
+    """How the names of these tensors ("part.kind") end."""
+    apart = [(part, *part.split(".")) for part in parts]
+    return tuple(f".{naming.parts.get(part, f'{naming.parts.get(stem)}.{kind}')}" for part, stem, kind in apart)
 
 
 class _Stored(Protocol):

@@ -147,7 +147,7 @@ GGUF = {
     "dots1": "dots1", "ernie4_5_moe": "ernie4_5-moe", "deepseek_v2": "deepseek2", "deepseek_v2_lite": "deepseek2",
     "deepseek_v3": "deepseek2", "moonlight": "deepseek2", "glm4_moe_lite": "deepseek2", "youtu": "deepseek2",
     "lfm2_wider": "lfm2", "lfm2_moe": "lfm2moe", "qwen3_next": "qwen3next", "qwen3_5": "qwen35",
-    "qwen3_5_moe": "qwen35moe",
+    "qwen3_5_moe": "qwen35moe", "granite4": "granitehybrid", "granite4_dense": "granitehybrid",
 }  # fmt: skip
 """Of those that llama.cpp's converter knows, the architecture."""
 
@@ -330,8 +330,8 @@ def grouped(tensors):
 
 def test_a_gguf_file_holds_the_same(case, tmp_path):
     name, folder = case
-    if GGUF.get(name) in {None} | TILED:
-        pytest.skip("llama.cpp's converter does not know it, or moves heads")
+    if GGUF.get(name) in {None} | TILED or name == "granite4":
+        pytest.skip("llama.cpp's converter does not know it, or moves heads, or what nothing rotates")
     write_gguf(folder, tmp_path / "m.gguf", GGUF[name])
     wanted, found = (load_model(resolve_source(str(path))) for path in (folder, tmp_path / "m.gguf"))
     alike = {"norm_eps": wanted.spec.norm_eps, "family": wanted.spec.family}
@@ -341,12 +341,12 @@ def test_a_gguf_file_holds_the_same(case, tmp_path):
         torch.testing.assert_close(other.target, one.target, rtol=0, atol=0, msg=f"{one.layer} {one.part} {one.kind}")
 
 
-def test_delta_nets_of_gguf_files(case, tmp_path, paged_run, sequences):
+def test_recurrent_layers_of_gguf_files(case, tmp_path, paged_run, sequences):
     name, folder = case
     if name not in GGUF or "linear_attention" not in json.loads((folder / "config.json").read_text()).get(
         "layer_types", ()
     ):
-        pytest.skip("it has no delta net")
+        pytest.skip("it has no delta net and no state space")
     write_gguf(folder, tmp_path / "m.gguf", GGUF[name])
     write_gguf(folder, tmp_path / "q.gguf", GGUF[name], quant="Q8_0")
     whole, quantised = (resolve_source(str(tmp_path / file)) for file in ("m.gguf", "q.gguf"))
@@ -403,7 +403,10 @@ def write_gguf(folder, file, architecture, *, heads_apart=True, quant=None):
     if architecture == "deepseek2":
         write_latent(writer, config, heads_apart)
         tensors = with_heads_apart(tensors, config) if heads_apart else tensors
-    if "linear_attention" in (getattr(config, "layer_types", None) or ()):
+    if architecture == "granitehybrid":
+        write_state_spaces(writer, config)
+        tensors = with_state_spaces(tensors, config)
+    elif "linear_attention" in (getattr(config, "layer_types", None) or ()):
         write_delta_nets(writer, config)
         tensors = with_delta_nets(tensors, config, architecture)
     for name, values in tensors.items():
@@ -411,7 +414,8 @@ def write_gguf(folder, file, architecture, *, heads_apart=True, quant=None):
         name = name.removeprefix("transformer.") if architecture == "bloom" else name
         stored = names.get_name(name, try_suffixes=(".weight", ".bias")) or name
         values = converted(values, stored, config, architecture)
-        if quant is None or values.ndim == 1 or values.shape[-1] % 32 or "ffn_gate_inp" in stored:
+        exact = values.ndim == 1 or values.shape[-1] % 32 or "ffn_gate_inp" in stored or stored.endswith("_norm.weight")
+        if quant is None or exact:
             writer.add_tensor(stored, values)
         else:
             form = gguf.GGMLQuantizationType[quant]
@@ -424,12 +428,14 @@ def write_gguf(folder, file, architecture, *, heads_apart=True, quant=None):
 
 def with_experts_apart(tensors):
     """Gates beside what they gate, and all experts' matrices in one tensor."""
-    found = {}
+    found, mixture = {}, any("exp" in name or "block_sparse_moe" in name for name in tensors)
     for name, values in tensors.items():
-        words, kind = name.split("."), "shexp" if "shared_mlp" in name else "exps"
+        words, kind = name.split("."), "_shexp" if "shared_mlp" in name else "_exps"
         if name.endswith("input_linear.weight"):
             for part, half in zip(("gate", "up"), np.split(values, 2, axis=-2), strict=True):
-                found[f"blk.{words[2]}.ffn_{part}_{kind}.weight"] = half.copy()
+                found[f"blk.{words[2]}.ffn_{part}{kind if mixture else ''}.weight"] = half.copy()
+        elif name.endswith("shared_mlp.output_linear.weight") and not mixture:
+            found[f"blk.{words[2]}.ffn_down.weight"] = values
         elif ".experts." in name:
             part = words[-2].removesuffix("_proj")
             part = {"w1": "gate", "w2": "down", "w3": "up"}.get(part, part)
@@ -515,9 +521,35 @@ def with_delta_nets(tensors, config, architecture):
     return found
 
 
+def write_state_spaces(writer, config):
+    """Whether there is rotation stands where llama.cpp looks for it; its converter asks the model's class."""
+    writer.add_ssm_conv_kernel(config.mamba_d_conv)
+    writer.add_ssm_state_size(config.mamba_d_state)
+    writer.add_ssm_group_count(config.mamba_n_groups)
+    writer.add_ssm_time_step_rank(config.mamba_n_heads)
+    writer.add_ssm_inner_size(config.mamba_expand * config.hidden_size)
+    writer.add_rope_scaling_finetuned(config.position_embedding_type == "rope")
+
+
+def with_state_spaces(tensors, config):
+    """As `Mamba2Model` in llama.cpp's conversion/mamba.py writes them."""
+    found = {}
+    for name, x in tensors.items():
+        if name.endswith("A_log"):
+            x = -torch.from_numpy(x).exp().numpy()
+        elif name.endswith("conv1d.weight"):
+            x = x.squeeze(1)
+        elif name.endswith("mamba.norm.weight"):
+            x = x.reshape(config.mamba_n_groups, -1)
+        x = x.reshape(-1, 1) if name.endswith(("A_log", "mamba.D")) else x
+        found[name.replace("dt_bias", "dt_proj.bias")] = x
+    return found
+
+
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 SORTED = {"bloom", "gptneox", "falcon"}  # whose stacked rows the converter sorts into queries, keys and values
-PERMUTED = {"llama", "olmo", "granite", "granitemoe", "smollm3", "arcee"}  # whose halves of a head become neighbours
+# whose halves of a head become neighbours
+PERMUTED = {"llama", "olmo", "granite", "granitemoe", "granitehybrid", "smollm3", "arcee"}
 
 
 def converted(values, stored, config, architecture):
@@ -575,6 +607,9 @@ def write_settings(writer, config, architecture):
         writer.add_expert_group_used_count: given("topk_group"),
         writer.add_leading_dense_block_count: given("first_k_dense_replace", "moe_layer_start_index"),
     }
+    if architecture == "granitehybrid":
+        kinds = [config.num_key_value_heads if kind == "full_attention" else 0 for kind in config.layer_types]
+        settings[writer.add_head_count_kv] = kinds
     if architecture.startswith("lfm2"):
         kinds = [config.num_key_value_heads if kind != "conv" else 0 for kind in config.layer_types]
         settings |= {writer.add_head_count_kv: kinds, writer.add_shortconv_l_cache: config.conv_L_cache}
