@@ -53,7 +53,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from octavo.cost_model import Cost, attended
 from octavo.load import ShardState
@@ -269,7 +269,37 @@ def apart(query: Query, shards: Sequence[Candidate], stream_weight: float, apart
     totals = {shard.name: scores[shard.name].total + apart_weight * _held(shard) for shard in shards}
     ranked = sorted(shards, key=lambda shard: totals[shard.name])
     whole = ranked[0]
-    best: tuple[float, Candidate, Candidate, Score] | None = None
+    pairs = _pairs(query, shards, scores, weight, apart_weight)
+    best = min(pairs, key=lambda pair: pair.total, default=None)
+    if best is None or best.total >= totals[whole.name]:
+        choice = prefix_affinity(query, [whole], weight)
+        longest = max(max(shard.cached, shard.peer_cached) for shard in shards)
+        reason: Reason = "spread" if choice.reason == "prefix" and whole.cached < longest else choice.reason
+        return replace(choice, order=[shard.name for shard in ranked], reason=reason)
+    order = [best.runs.name, *(shard.name for shard in ranked if shard is not best.runs)]
+    there, block = best.runs.cached + best.own.fetched, best.runs.state.block_size
+    first = _choice([best.computes], scores[best.computes.name], "apart")
+    return Choice(order, "apart", there, best.own, best.computes.name, there // block, first)
+
+
+class _Pair(NamedTuple):
+    """A prompt on one shard and its stream on another; `own` is the second one's score."""
+
+    total: float
+    runs: Candidate
+    computes: Candidate
+    own: Score
+
+
+def _pairs(
+    query: Query, shards: Sequence[Candidate], scores: Mapping[str, Score], weight: float, apart_weight: float
+) -> list[_Pair]:
+    """For each shard where the stream may run, with the best other one for its prompt.
+
+    Args:
+        scores: of the whole request, by shard.
+    """
+    found = []
     sharing = [shard for shard in shards if not shard.stale and shard.state.fetched_block]
     computing = sorted(sharing, key=lambda shard: scores[shard.name].total)[:2]
     for runs in sharing if query.parts and len(sharing) > 1 else ():
@@ -282,18 +312,8 @@ def apart(query: Query, shards: Sequence[Candidate], stream_weight: float, apart
         seconds = _left_to_fetch(fetched / block * runs.state.fetched_block, fetched, computes.state.chunk, elsewhere)
         own = _score(query, runs, there, weight, seconds, fetched, elsewhere.first_token)
         total = own.total + elsewhere.others + apart_weight * _held(runs)
-        if total < totals[whole.name] and (best is None or total < best[0]):
-            best = total, runs, computes, own
-    if best is None:
-        choice = prefix_affinity(query, [whole], weight)
-        longest = max(max(shard.cached, shard.peer_cached) for shard in shards)
-        reason: Reason = "spread" if choice.reason == "prefix" and whole.cached < longest else choice.reason
-        return replace(choice, order=[shard.name for shard in ranked], reason=reason)
-    _, runs, computes, own = best
-    order = [runs.name, *(shard.name for shard in ranked if shard is not runs)]
-    there, block = runs.cached + own.fetched, runs.state.block_size
-    first = _choice([computes], scores[computes.name], "apart")
-    return Choice(order, "apart", there, own, computes.name, there // block, first)
+        found.append(_Pair(total, runs, computes, own))
+    return found
 
 
 def _grown(shard: Candidate) -> Candidate:
@@ -353,18 +373,33 @@ POLICIES: dict[PolicyName, Policy] = {
 }
 
 
-def explain(query: Query, shards: Sequence[Candidate], stream_weight: float) -> str:
-    """The formula with its numbers, a line per shard: enough to redo the decision by hand."""
-    lines = []
+def explain(query: Query, shards: Sequence[Candidate], stream_weight: float, apart_weight: float = 0.0) -> str:
+    """The formula with its numbers, a line per shard and per pair: enough to redo the decision by hand."""
+    if apart_weight:
+        stream_weight, shards = max(stream_weight, apart_weight), [_grown(shard) for shard in shards]
+    lines, scores = [], {}
     for shard in shards:
-        terms = score(query, shard, shard.cached, stream_weight)
+        terms = scores[shard.name] = score(query, shard, shard.cached, stream_weight)
+        held = apart_weight * _held(shard)
         lines.append(
-            f"{shard.name}: {terms.total:.4f} s = wait {terms.wait:.4f} + queue {terms.queue:.4f}"
-            f" + adapter {terms.adapter:.4f} + fetch {terms.fetch:.4f} + own {terms.own:.4f}"
-            f" + others {terms.others:.4f}; cached {shard.cached} of {query.tokens}, fetched {terms.fetched}, "
-            f"stale {shard.stale}, {asdict(shard.state)}"
+            f"{shard.name}: {terms.total + held:.4f} s = {_terms(terms)} + held {held:.4f}; cached {shard.cached} of "
+            f"{query.tokens}, fetched {terms.fetched}, busy {shard.busy:.3f}, stale {shard.stale}, "
+            f"{asdict(shard.state)}"
+        )
+    pairs = _pairs(query, shards, scores, stream_weight, apart_weight) if apart_weight else []
+    for total, runs, computes, own in pairs:
+        lines.append(
+            f"{computes.name} for {runs.name}: {total:.4f} s = elsewhere {own.elsewhere:.4f} + {_terms(own)}"
+            f" + others there {scores[computes.name].others:.4f} + held {apart_weight * _held(runs):.4f}"
         )
     return "\n".join(lines)
+
+
+def _terms(terms: Score) -> str:
+    return (
+        f"wait {terms.wait:.4f} + queue {terms.queue:.4f} + adapter {terms.adapter:.4f} + fetch {terms.fetch:.4f}"
+        f" + own {terms.own:.4f} + others {terms.others:.4f}"
+    )
 
 
 def _choice(ranked: Sequence[Candidate], best: Score, reason: Reason) -> Choice:

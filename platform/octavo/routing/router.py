@@ -49,6 +49,10 @@ KEPT = 4
 BUSY_SECONDS = 10.0
 """Seconds over which `Query.busy` is averaged: longer than many prompts take, shorter than changes of the load."""
 
+SEVERAL = 3
+"""Prompts over which a shard's share of them is averaged at least. One of 20 s in each 40 s would be forgotten in ten
+before the next one comes, and streams would be where that goes."""
+
 UNKNOWN = ShardState(
     decoding=0, context=0, prefilling=0, queued=0, backlog_tokens=0, backlog_attended=0, chunk=512, max_num_seqs=64,
     blocks=1 << 20, blocks_free=1 << 20, block_size=16, mean_output=0.0, cost=PRIOR,
@@ -115,6 +119,7 @@ class KnownShard:
         stale: whether its reports had stopped at the last decision.
         decisions: requests sent there by reason.
         prompts: seconds of prompts that were sent there, of late, at `prompts_at`; see `busy`.
+        prompt: seconds of one, as a moment of these sees it: long ones count for as long as they take.
         now: `state` with what is not in it yet; None: one of them has changed.
         counted: of its `backlog_tokens`, those that the router's have.
     """
@@ -137,14 +142,22 @@ class KnownShard:
     decisions: Counter[Reason] = field(default_factory=Counter)
     prompts: float = 0.0
     prompts_at: float = 0.0
+    prompt: float = 0.0
     now: ShardState | None = None
     counted: int = 0
 
     def busy(self, now: float, more: float = 0.0) -> float:
         """Share of the recent time that prompts take there, to which another one of so many seconds is added."""
-        self.prompts = self.prompts * math.exp((self.prompts_at - now) / BUSY_SECONDS) + more
-        self.prompts_at = now
-        return min(1.0, self.prompts / BUSY_SECONDS)
+        before = self.prompts * math.exp((self.prompts_at - now) / self._over)
+        self.prompts, self.prompts_at = before + more, now
+        if more:
+            self.prompt = (before * self.prompt + more * more) / self.prompts
+        return min(1.0, self.prompts / self._over)
+
+    @property
+    def _over(self) -> float:
+        """Seconds over which `busy` is averaged: as many as several of the prompts that come take."""
+        return max(BUSY_SECONDS, SEVERAL * self.prompt)
 
     @property
     def backlog_tokens(self) -> int:
@@ -350,7 +363,7 @@ class Router:
         self.shards[choice.order[0]].decisions[choice.reason] += 1
         if self.config.log_decisions:
             logger.info("%s goes to %s (%s)\n%s", ticket, choice.order[0], choice.reason,
-                        explain(query, candidates, self.config.stream_weight))  # fmt: skip
+                        explain(query, candidates, self.config.stream_weight, self.config.apart_weight))  # fmt: skip
         more = len(names) - len(candidates)
         self.latest = Decision(ticket, query, candidates, choice, self.config.stream_weight, more)
         if self.told is not None:

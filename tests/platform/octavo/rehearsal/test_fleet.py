@@ -246,6 +246,25 @@ class Watched(Fleet):
             self.widest = max(self.widest, (high - low) * min(self.weights[name] for name in pair))
 
 
+def test_streams_keep_out_of_the_way_of_prompts_that_take_longer_than_a_share_is_remembered() -> None:
+    """One of 20 s in each 40 s, beside streams: from the second one on no stream runs where it is computed."""
+    machine = Profile("test", Cost(3.5e-3, 1e-3, 5e-4, 4.5e-7, 2e-6), 1, 64_000, 16_000, ())
+    where = Fleet(machine, 2, EngineConfig(max_num_seqs=64, target_itl=0.07, max_num_batched_tokens=1024),
+                  RoutingConfig(apart_weight=1.0), link_bytes=1e5)  # fmt: skip
+    for number in range(60):
+        ask(where, 2.0 * number, words(number, 40), 600)
+    for number in range(3):
+        ask(where, 12.0 + 40 * number, words(f"long {number}", 8000), 20)
+    where.run()
+    trips = list(where.trips.values())
+    long = [trip for trip in trips if len(trip.request.prompt_token_ids) == 8000][1:]
+    for trip in long:
+        prompts = trip.choice.prefill.order[0] if trip.choice.prefill else trip.shard
+        beside = [it for it in trips if it.sent < trip.first_token and it.finished > trip.sent and it not in long]
+        assert len(beside) > 5
+        assert {it.shard for it in beside} == {"shard0", "shard1"} - {prompts}
+
+
 def test_prompts_are_computed_apart_and_none_is_lost_with_their_shard() -> None:
     """Streams that come all the time, long prompts beside them, and a shard that dies in between."""
     machine = Profile("test", MACHINE.cost, 1, 64_000, 16_000, ())

@@ -107,6 +107,9 @@ def test_a_prompt_is_computed_apart_where_that_holds_streams_up_less(
         assert (choice.reason, choice.peer, choice.peer_blocks, choice.cached) == ("apart", computes, 499, 7984)
         assert choice.score.first_token > choice.score.elsewhere > 0.8
         assert choice.score.elsewhere == choice.prefill.score.first_token
+    lines = explain(LONG, shards, 0.01, 1.0).splitlines()
+    totals = {name: float(rest.split()[0]) for name, _, rest in (line.partition(": ") for line in lines)}
+    assert min(totals, key=lambda name: totals[name]) == (f"{computes} for {runs}" if computes else runs)
 
 
 def test_most_of_a_prompt_comes_while_the_rest_is_computed() -> None:
