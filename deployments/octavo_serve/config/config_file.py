@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
-from octavo.config import unknown_key
+from octavo.config import EngineConfig, unknown_key
 from octavo.errors import ConfigError, ModelError
 from octavo.source import SUM, Source, check_source
 from octavo_serve.api.access import read_keys
@@ -30,6 +30,9 @@ from octavo_serve.config.settings import (
 )
 from octavo_serve.config.yaml_file import read_yaml
 from octavo_serve.ports import here, in_url
+
+if TYPE_CHECKING:
+    from octavo.models.spec import ModelSpec
 
 T = TypeVar("T")
 OUR_APP = "octavo_serve.app:build"
@@ -311,7 +314,8 @@ def _not_loadable(models: list[ModelSettings]) -> list[str]:
         if model.engine.rehearsal is None and (source := check_source(model.source)) is not None:
             try:
                 source = replace(source, runner=model.engine.runner)
-                check_loadable(source, model.engine.quantization, model.engine.max_model_len)
+                spec, _ = check_loadable(source, model.engine.quantization, model.engine.max_model_len)
+                _check_block_fits(spec, model.engine)
                 if model.tensor_parallel > 1:
                     group = TPGroup()
                     group.size = model.tensor_parallel
@@ -323,6 +327,15 @@ def _not_loadable(models: list[ModelSettings]) -> list[str]:
             except ModelError as error:
                 broken.append(f"model {model.name!r}: {error}")
     return wrong or (broken if len(broken) == len(models) else [])
+
+
+def _check_block_fits(spec: ModelSpec, engine: EngineConfig) -> None:
+    """Raise ConfigError where what blocks are to be kept in holds none, whatever their type is."""
+    values = spec.kv_parts * len(spec.attention_layers) * spec.kv_size * engine.block_size
+    for name in ("disk_cache_bytes", "host_cache_bytes"):
+        given = getattr(engine, name)
+        if given and spec.encoder is None and given < values:
+            raise ConfigError(f"{name} {given} holds no block, which takes {values} bytes at least: raise it")
 
 
 def _check_draft(source: Source, name: str) -> None:

@@ -182,18 +182,18 @@ class AsyncEngine:
         """The same of a source that was found.
 
         Args:
-            tokens: the source of its tokenizer; None: the same.
+            tokens: the source of its tokenizer, which the config names; None: the same.
             like: an engine whose tokenizer, and what grammars need of it, this one is to have.
         """
         if like is not None and like.tokenizer is not None:
-            engine = Engine.load(found, config, like.tokenizer, progress=progress, launch=launch)
+            engine = Engine.load(found, config, like.tokenizer, progress=progress, launch=launch, first=tokens)
             engine.compiler = like.engine.compiler
             return cls(engine, like.tokenizer)
         tokenizer = load_tokenizer(tokens or found)
         with ThreadPoolExecutor(1, "octavo-vocabulary") as beside:
             generates = config.rehearsal is None and read_spec(found).generates
             made = beside.submit(_vocabulary, found, tokenizer) if generates else None
-            engine = Engine.load(found, config, tokenizer, progress=progress, launch=launch)
+            engine = Engine.load(found, config, tokenizer, progress=progress, launch=launch, first=tokens)
             if made is not None and made.result().size == engine.limits.vocab_size:
                 engine.compiler = Compiler(made.result())
         return cls(engine, tokenizer)

@@ -10,7 +10,7 @@ from octavo.config import EngineConfig
 from octavo.errors import ConfigError
 from octavo.execution.executor import Executor
 from octavo.kvcache.layered_tier import LayeredTier
-from octavo.kvcache.slot_file import SlotFile, slots_within
+from octavo.kvcache.slot_file import SlotFile, remove_unused, slots_within
 from octavo.kvcache.slot_memory import SlotMemory
 from octavo.kvcache.slot_tier import SlotTier
 from octavo.kvcache.tier import KVBlocks, Tier
@@ -19,10 +19,14 @@ from octavo.source import Source
 from octavo_kernels.native.cache import cache_folder, own_folder
 
 
-def open_disk_cache(source: Source, config: EngineConfig, executor: Executor) -> SlotTier:
-    """The first file for blocks of this form that no other process has open.
+def open_disk_cache(source: Source, config: EngineConfig, executor: Executor, first: Source | None = None) -> SlotTier:
+    """The first file for blocks of this form that nobody else has open.
 
-    A block of another form lies in another file.
+    A block of another form lies in another file. Those of other weights in the same place, and of other code, are of no
+    use any more: what nobody has open of them is removed.
+
+    Args:
+        first: as of `Engine.load`.
 
     Raises:
         ConfigError: there can be none.
@@ -32,14 +36,21 @@ def open_disk_cache(source: Source, config: EngineConfig, executor: Executor) ->
         raise ConfigError(f"disk_cache_bytes holds no block, which takes {kv.block_bytes}: raise it")
     form = block_form(version(source), config, executor)
     folder = Path(config.disk_cache_path) if config.disk_cache_path else cache_folder() / "kv"
+    place = block_form(str((first or source).path.resolve()), config, executor)[:16]
     try:
-        return SlotTier(_first_free(own_folder(folder, "disk_cache_path"), form, kv.block_bytes, slots))
+        file = _first_free(own_folder(folder, "disk_cache_path"), place, form, kv.block_bytes, slots)
+        for older in set(folder.glob(f"{place}-*.kv")) - set(folder.glob(f"{place}-{form}-*.kv")):
+            remove_unused(older)
+        return SlotTier(file)
     except OSError as error:
         raise ConfigError(f"disk_cache_path {folder} cannot be used: {error}") from None
 
 
-def open_tier(source: Source, config: EngineConfig, executor: Executor) -> Tier | None:
+def open_tier(source: Source, config: EngineConfig, executor: Executor, first: Source | None = None) -> Tier | None:
     """What takes blocks that the cache has no room for: memory of the host, a file, the one in front of the other.
+
+    Args:
+        first: as of `Engine.load`.
 
     Raises:
         ConfigError: there can be none.
@@ -47,7 +58,7 @@ def open_tier(source: Source, config: EngineConfig, executor: Executor) -> Tier 
     host = _host_tier(config.host_cache_bytes, executor) if config.host_cache_bytes else None
     if not config.disk_cache_bytes:
         return host
-    file = open_disk_cache(source, config, executor)
+    file = open_disk_cache(source, config, executor, first)
     return file if host is None else LayeredTier(host, file)
 
 
@@ -85,10 +96,10 @@ def block_form(model: str, config: EngineConfig, executor: Executor) -> str:
     return sha256(f"{executor.kv.form} {told}".encode()).hexdigest()[:32]
 
 
-def _first_free(folder: Path, form: str, block_bytes: int, slots: int) -> SlotFile:
+def _first_free(folder: Path, place: str, form: str, block_bytes: int, slots: int) -> SlotFile:
     for number in itertools.count():
         try:
-            return SlotFile(folder / f"{form}-{number}.kv", form, block_bytes, slots)
+            return SlotFile(folder / f"{place}-{form}-{number}.kv", form, block_bytes, slots)
         except BlockingIOError:  # another shard's
             continue
     raise AssertionError

@@ -169,11 +169,13 @@ class Engine:
         *,
         progress: bool = False,
         launch: Launch | None = None,
+        first: Source | None = None,
     ) -> Engine:
         """Load a model into this process, or what stands for it in a rehearsal.
 
         Args:
             launch: starts the other tensor-parallel ranks; None makes them children of this process.
+            first: what the config names, where `source` may have come in its place.
 
         Raises:
             ModelError, ConfigError: it cannot be loaded, or not with these settings.
@@ -193,7 +195,7 @@ class Engine:
                 drafter, config = load_drafter(source, config, tokenizer)
             try:
                 executor = load_executor(source, config, progress=progress, launch=launch)
-                tier = open_tier(source, config, executor)
+                tier = open_tier(source, config, executor, first)
             except BaseException:
                 if drafter is not None:
                     drafter.close()

@@ -13,6 +13,7 @@ the process (SIGBUS); here both are an error that is counted.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -116,6 +117,17 @@ class SlotFile:
     def _put(self, data: bytes | memoryview, place: int) -> None:
         if os.pwrite(self._fd, data, place) < len(data):  # all of it, but for a full disk and limits on a file's size
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def remove_unused(path: Path) -> None:
+    """Remove such a file, unless somebody has it open or it cannot be removed."""
+    with contextlib.suppress(OSError):
+        handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+        finally:
+            os.close(handle)
 
 
 def checksum(block_hash: bytes, data: Bytes) -> bytes:

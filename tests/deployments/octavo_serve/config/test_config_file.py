@@ -253,6 +253,10 @@ def test_a_setting_that_the_models_file_contradicts_is_named(tmp_path: Path) -> 
     plan = read_plan(write(tmp_path, **engine(max_model_len=1_000_000)))
     with pytest.raises(ConfigError, match="model 'm': max_model_len is 1000000, but the model holds at most 8192"):
         check_files(plan)
+    for name in ("disk_cache_bytes", "host_cache_bytes"):
+        with pytest.raises(ConfigError, match=rf"model 'm': {name} 1 holds no block, which takes \d+ bytes at least"):
+            check_files(read_plan(write(tmp_path, **engine(**{name: 1}))))
+        check_files(read_plan(write(tmp_path, **engine(**{name: 10**9}))))
     plan = read_plan(write(tmp_path, app(args={"models": [MODEL | {"tensor_parallel": 64}]})))
     with pytest.raises(ConfigError, match=r"model 'm': .*tensor_parallel"):
         check_files(plan)

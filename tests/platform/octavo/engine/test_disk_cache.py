@@ -69,7 +69,7 @@ def test_other_forms_have_other_files(load, tmp_path):
     for settings in ({}, {"dtype": "bfloat16"}, {"name": "llama2"}, {}):
         assert ask(load(**settings))[1] == 0
     names = [file.name for file in (tmp_path / "kv").iterdir()]
-    assert len({name.partition("-")[0] for name in names}) == 3
+    assert len({name.split("-")[1] for name in names}) == 3
     assert sum(name.endswith("-1.kv") for name in names) == 1
 
 
@@ -77,8 +77,25 @@ def test_a_changed_checkpoint_begins_anew(load, tiny_model, tmp_path):
     first = load()
     ask(first)
     load.end()
+    old = set((tmp_path / "kv").iterdir())
     (tiny_model("llama3") / "config.json").touch()
     assert ask(load())[1] == 0
+    new = set((tmp_path / "kv").iterdir())
+    assert (len(old), len(new)) == (1, 1), "what is of no use any more has gone"
+    assert not old & new
+
+
+def test_files_that_somebody_has_open_and_of_other_models_and_types_stay(load, tiny_model, tmp_path):
+    load()
+    load(dtype="bfloat16")
+    load(name="llama2")
+    load.end()
+    load.end()
+    before = set((tmp_path / "kv").iterdir())
+    (tiny_model("llama3") / "config.json").touch()
+    load()
+    assert set((tmp_path / "kv").iterdir()) > before
+    assert len(before) == 3
 
 
 def test_a_flipped_byte_and_a_short_file_are_computed(load, tmp_path):
