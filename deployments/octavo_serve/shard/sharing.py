@@ -46,6 +46,12 @@ COPY_SECONDS = 10.0
 """That the engine may take to come to it: a step may be long."""
 MAX_ASKERS = 256
 """Connections; further ones are ended at once."""
+MAX_STRANGERS = 64
+"""Of them, those that have not shown yet that they know the secret: they cannot take the places of those that do."""
+MAX_GIVEN = 8
+"""Answers that are on their way at once, each of which may take 64 MiB for as long as its asker reads."""
+ACCEPT_SECONDS = 0.1
+"""After a connection that could not be taken in, until the next one is tried."""
 
 WARM_FROM = 4
 """Other shards that a new one asks for what is hot there."""
@@ -216,7 +222,10 @@ class Sharing:
         self._peers: PeerShards | None = None
         self._addresses: dict[str, Address] = {}
         self._copying = threading.Lock()
+        self._giving = threading.BoundedSemaphore(MAX_GIVEN)
         self._askers: set[Wire] = set()
+        self._strangers: set[Wire] = set()
+        self._closed = False
         self._gave = 0.0
         self._warmed = False
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -272,6 +281,7 @@ class Sharing:
 
     def close(self) -> None:
         """Give nothing more."""
+        self._closed = True
         with contextlib.suppress(OSError):  # closing alone wakes nobody who waits for a connection
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -288,22 +298,40 @@ class Sharing:
         self._engine.on_engine = lambda engine: engine.share(peers)
         self._engine.call(self._engine.on_engine)
         self._begin_warm()
-        while True:
+        while not self._closed:
             try:
-                connected, _ = self._listener.accept()
-            except OSError:  # it is closed
-                return
-            if len(self._askers) >= MAX_ASKERS:
-                connected.close()
-                continue
-            wire = Wire(connected, CONNECT_SECONDS)
-            self._askers.add(wire)
-            threading.Thread(target=self._answer, args=(wire, form), name="octavo-kv-gives", daemon=True).start()
+                self._let_in(form)
+            except (OSError, RuntimeError) as error:  # there are no files or threads left, or it is closed
+                if not self._closed:
+                    logger.warning("A shard that wants KV blocks is not let in: %s", error)
+                    time.sleep(ACCEPT_SECONDS)
+
+    def _let_in(self, form: Form) -> None:
+        """Wait for somebody, and answer him in a thread of his own."""
+        connected, _ = self._listener.accept()
+        if len(self._askers) >= MAX_ASKERS or len(self._strangers) >= MAX_STRANGERS:
+            connected.close()
+            return
+        wire = Wire(connected, CONNECT_SECONDS)
+        thread = threading.Thread(target=self._answer, args=(wire, form), name="octavo-kv-gives", daemon=True)
+        self._askers.add(wire)
+        self._strangers.add(wire)
+        try:
+            thread.start()
+        except RuntimeError:
+            self._forget(wire)
+            raise
+
+    def _forget(self, wire: Wire) -> None:
+        self._askers.discard(wire)
+        self._strangers.discard(wire)
+        wire.close()
 
     def _answer(self, wire: Wire, form: Form) -> None:
         """Answer one other shard until it leaves."""
         try:
             wire.prove(Challenge(self._secret, opens=False))
+            self._strangers.discard(wire)
             wire.within(READ_SECONDS)
             wire.say(form)
             while True:
@@ -320,10 +348,17 @@ class Sharing:
         except Exception:  # of the engine, which has perhaps ended
             logger.warning("KV blocks could not be given to another shard", exc_info=True)
         finally:
-            self._askers.discard(wire)
-            wire.close()
+            self._forget(wire)
 
     def _give(self, wire: Wire, hashes: list[bytes], form: Form) -> None:
+        if not self._giving.acquire(timeout=READ_SECONDS):
+            raise TimeoutError("too many want blocks at once")
+        try:
+            self._give_in_turn(wire, hashes, form)
+        finally:
+            self._giving.release()
+
+    def _give_in_turn(self, wire: Wire, hashes: list[bytes], form: Form) -> None:
         self._gave = time.monotonic()
         engine = self._engine.engine
         lots = 1 if engine.state().decoding else PEER_LOTS  # where no stream feels it, for a step may be long

@@ -119,7 +119,10 @@ class Wire:
         Raises:
             msgspec.MsgspecError: it is another one.
         """
-        return msgspec.msgpack.decode(self._receive(None), type=kind)
+        try:
+            return msgspec.msgpack.decode(self._receive(None), type=kind)
+        except RecursionError:
+            raise msgspec.DecodeError("it is nested too deeply") from None
 
     def put(self, data: bytes | memoryview) -> None:
         """Send bytes whose number the other side knows."""

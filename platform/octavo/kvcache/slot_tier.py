@@ -15,6 +15,9 @@ from octavo.kvcache.tier import Bytes, Failure
 
 _FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
 
+CRAMPED = 256
+"""Blocks that are written where others were, once the disk had no room for one more, until that is tried again."""
+
 
 class Slots(Protocol):
     """Where blocks lie: a `SlotFile` or a `SlotMemory`."""
@@ -53,6 +56,7 @@ class SlotTier:
             if block_hash not in self._index:
                 self._take_in(slot, block_hash)
         self.changes.clear()
+        self._cramped = 0  # writes until a slot that holds nothing is tried again
         self._free = [slot for slot in range(file.num_slots - 1, -1, -1) if self._hashes[slot] is None]
 
     def __len__(self) -> int:
@@ -106,12 +110,15 @@ class SlotTier:
         return True
 
     def _write(self, block_hash: bytes, data: Bytes) -> bool:
-        slot = self._free.pop() if self._free else self._evict()
+        more = bool(self._free) and not (self._cramped and self._index)
+        self._cramped = max(0, self._cramped - 1)
+        slot = self._free.pop() if more else self._evict()
         try:
             self._file.write(slot, block_hash, data)
         except OSError as error:
             self.failures["full" if error.errno in _FULL else "io"] += 1
             self._free.append(slot)
+            self._cramped = CRAMPED if more else 0
             return False
         self._order.given_out()
         self._take_in(slot, block_hash)

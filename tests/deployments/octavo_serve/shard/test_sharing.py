@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -410,6 +411,89 @@ def test_noise_on_the_port_hurts_nobody(giver: Shard, asker: Shard, plain: Any) 
             noisy.sendall(rng.randbytes(rng.randrange(1, 3000)))
     assert giver.ask(PROMPT) == asker.ask(PROMPT, blocks=9) == plain(PROMPT)
     assert asker.stats.peers.came == 9
+
+
+def test_a_handshake_that_was_overheard_opens_nothing(giver: Shard) -> None:
+    said = list[bytes]()
+
+    class Overheard(Wire):
+        def _send(self, payload: bytes) -> None:
+            said.append(payload)
+            super()._send(payload)
+
+    opens = Challenge(bytes.fromhex(giver.sharing.address.secret), opens=True)
+    first = Overheard(socket.create_connection(giver.sharing.address[:2]), 10.0)
+    first.prove(opens)
+    assert first.hear(Form).name
+    again = Wire(socket.create_connection(giver.sharing.address[:2]), 10.0)
+    for payload in said:
+        again._send(payload)
+    assert len(again._receive(64)) == 64  # another nonce, which the proof is not for
+    with pytest.raises(OSError, match=r"left|reset"):
+        again.hear(Form)
+    for wire in (first, again):
+        wire.close()
+
+
+def test_strangers_who_say_nothing_are_few_and_soon_gone(giver: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharing, "MAX_STRANGERS", 3)
+    counts, own = Counter[Any](), giver.sharing._peers.own  # type: ignore[union-attr]
+    peer, rows = PeerShard(giver.sharing.address, own, counts), np.zeros((1, own.block_bytes), np.uint8)
+    peer.read([bytes(16)], rows)  # it is in
+    silent = [socket.create_connection(giver.sharing.address[:2]) for _ in range(3)]
+    silent[0].sendall(b"\xff" * 5)  # a length of four billion
+    assert silent[0].recv(1) == b""
+    while len(giver.sharing._strangers) < 2:
+        time.sleep(0.01)
+    silent.append(socket.create_connection(giver.sharing.address[:2]))
+    late = socket.create_connection(giver.sharing.address[:2])
+    assert late.recv(1) == b""
+    peer.read([bytes(16)], rows)
+    assert counts == {"gone": 2}, "who is in is asked as before"
+    for each in silent[1:]:
+        each.settimeout(10)
+        assert each.recv(1) == b"", "a second is all that they get"
+    for each in (*silent, late):
+        each.close()
+    assert not giver.sharing._strangers
+    peer.close()
+
+
+def test_a_process_without_files_lets_others_in_again(giver: Shard, monkeypatch: pytest.MonkeyPatch) -> None:
+    accept, failures = giver.sharing._listener.accept, [OSError(24, "Too many open files"), RuntimeError("no thread")]
+
+    class Listener:
+        def accept(self) -> Any:
+            found = accept()
+            if failures:
+                found[0].close()
+                raise failures.pop()
+            return found
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(real, name)
+
+    real, counts = giver.sharing._listener, Counter[Any]()
+    monkeypatch.setattr(giver.sharing, "_listener", Listener())
+    with socket.create_connection(giver.sharing.address[:2]) as before:  # whom it waited for until now
+        before.sendall(b"x")
+    own = giver.sharing._peers.own  # type: ignore[union-attr]
+    for _ in range(3):
+        peer = PeerShard(giver.sharing.address, own, counts)
+        peer.read([bytes(16)], np.zeros((1, own.block_bytes), np.uint8))
+        peer.close()
+    assert counts == {"io": 2, "gone": 1}
+
+
+def test_who_says_what_has_no_end_is_believed_nothing() -> None:
+    """A form that is nested so deeply that reading it takes more than Python's stack."""
+    liar = Liar(FORM, lambda wire, hashes: None)
+    liar._form = msgspec.Raw(b"\x81\xa1x" + b"\x91" * 100_000)  # type: ignore[assignment]
+    counts = Counter[Any]()
+    peer = PeerShard(liar.address, FORM, counts)
+    assert peer.read([bytes(16)], np.zeros((1, 64), np.uint8)) == 0
+    assert counts == {"io": 1}
+    liar.close()
 
 
 def test_an_engine_that_has_ended_gives_nothing(tiny_model: Callable[[str], Path]) -> None:

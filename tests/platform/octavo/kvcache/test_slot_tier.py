@@ -1,3 +1,4 @@
+import errno
 import os
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from octavo.kvcache import slot_tier
 from octavo.kvcache.slot_file import SlotFile
 from octavo.kvcache.slot_tier import SlotTier
 
@@ -88,6 +90,35 @@ def test_a_full_disk_is_counted(tier, monkeypatch):
     assert len(tier) == SLOTS - 1
     assert write(tier, [20]) == 1
     assert read(tier, [20]) == [20]
+
+
+class CrampedFile(SlotFile):
+    """On a disk with room for three blocks, where what has been written once can be written again."""
+
+    room = 3
+    written: set[int]
+
+    def write(self, slot, block_hash, data):
+        if slot not in self.written and len(self.written) >= self.room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self.written.add(slot)
+        super().write(slot, block_hash, data)
+
+
+def test_a_full_disk_goes_on_with_the_newest_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(slot_tier, "CRAMPED", 4)
+    file = CrampedFile(tmp_path / "a.kv", "form", SIZE, SLOTS)
+    file.written = set()
+    tier = SlotTier(file)
+    written = [write(tier, [number]) for number in range(10)]
+    assert written == [1, 1, 1, 0, 1, 1, 1, 1, 0, 1], "one more is tried now and then"
+    assert len(tier) == 3
+    assert read(tier, [9]) == [9]
+    assert tier.failures == {"full": 2}
+    file.room = SLOTS
+    assert sum(write(tier, [number]) for number in range(20, 40)) == 20
+    assert len(tier) == SLOTS
+    tier.close()
 
 
 def test_a_disk_that_fails_is_counted(tier, monkeypatch):
