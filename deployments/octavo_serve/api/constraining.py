@@ -88,7 +88,12 @@ def _callable(function: Mapping[str, Any], number: int, chat: Chat) -> CallableT
         param = chat.tool_fields.get(name, f"tools.{number}.custom.format")
         form = chat.custom[name]
         return CallableTool(
-            name=name, parameters=parameters(form), input_grammar=lark_of(form), strict=True, param=param
+            name=name,
+            parameters=parameters(form),
+            input_grammar=lark_of(form),
+            custom=True,
+            strict=True,
+            param=param,
         )
     return CallableTool(
         name=name,

@@ -44,6 +44,7 @@ class CallableTool:
     Attributes:
         parameters: the JSON schema of its arguments.
         input_grammar: Lark of the one argument that a custom tool has, a text; "" for any other tool.
+        custom: its parameters are made of something else that the client sent.
         strict: what is not implemented of it is refused.
         param: the request's field that holds it, for errors.
     """
@@ -51,6 +52,7 @@ class CallableTool:
     name: str
     parameters: Mapping[str, Any] | None = None
     input_grammar: str = ""
+    custom: bool = False
     strict: bool = False
     param: str = "tools"
 
@@ -295,7 +297,7 @@ def _of_object(tool: CallableTool) -> dict[str, Any]:
     kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
     if "object" not in kinds:
         raise BadRequest(
-            f"{tool.param} must be the schema of an object, for arguments have names; its type is {kinds!r:.80}",
+            f"{tool.param}: arguments have names, so their type must be an object, got {kinds!r:.80}",
             tool.param,
         )
     return {**schema, "type": "object"}

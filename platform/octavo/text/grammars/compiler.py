@@ -19,17 +19,19 @@ Fuel decides whether a compile ends and nothing else: the matcher is the same.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from octavo.constraint import Grammar
 from octavo.errors import BadRequest, OctavoError, Overloaded
-from octavo.text.grammars.cost import MAX_LIGHT, check_cost
+from octavo.text.grammars.blame import blamed
+from octavo.text.grammars.cost import MAX_LIGHT, check_cost, schemas
 from octavo.text.grammars.lanes import Lane
 from octavo.text.grammars.tokens import Vocabulary
 
@@ -188,6 +190,8 @@ class Compiler:
             self.vocabulary.trie()
             begin = time.thread_time()
             matcher = self._make(grammar, within)
+        except BadRequest as error:
+            return _blamed(error, grammar)
         except OctavoError as error:
             return error
         except Exception as error:
@@ -263,6 +267,36 @@ def _limits(fuel: int, symbols: int) -> LLParserLimits:
     )
 
 
+def check_grammar(grammar: Grammar, within: LLParserLimits) -> None:
+    """Refuse what does not compile; for threads with large stacks.
+
+    Raises:
+        BadRequest: its sentence begins with the grammar's field.
+    """
+    from llguidance import LLMatcher
+
+    check_cost(grammar)
+    wrong, said = LLMatcher.validate_grammar_with_warnings(grammar.source, limits=within)
+    if wrong:
+        raise BadRequest(f"{grammar.param}: {told(said[-1])}", grammar.param)
+
+
+def _blamed(error: BadRequest, grammar: Grammar) -> BadRequest:
+    """The error with a path into the schema that it is about, if a schema of the grammar has it alone, too."""
+
+    for schema in schemas(grammar.source):
+        given = dict(schema) if isinstance(schema, dict) else {}
+        options = given.pop("x-guidance", {})
+
+        def check(part: dict[str, Any], options: Any = options) -> None:
+            source = f"%llguidance {{}}\nstart: %json {json.dumps({**part, 'x-guidance': options})}\n"
+            check_grammar(Grammar(source=source, param=grammar.param), light_limits())
+
+        if (found := blamed(error, given, check)) is not error:
+            return found
+    return error
+
+
 def _refuse(asked: _Asked, error: Overloaded) -> None:
     _, done, _ = asked
     done(error)
@@ -272,15 +306,20 @@ def _digest(grammar: Grammar) -> bytes:
     return hashlib.blake2b(grammar.source.encode(errors="surrogatepass"), digest_size=16).digest()
 
 
+_LINES = re.compile(r"\n +\d+ \| ")
+_UNDERLINE = re.compile(r"\n *\^+\n")
+
+
 def told(message: str) -> str:
     """llguidance's message in one line, without the state and the grammar that it prints after it."""
     if message.startswith("NoExtension"):
         return "no text keeps to it"
     message = message.partition("\n<state>")[0].partition("\n<non-verbose")[0]
     message, _, _ = message.partition("; following special tokens are available")
+    message = _UNDERLINE.sub("\n", _LINES.split(message)[0])
     where = re.match(r"(?:at )?(\d+)\((\d+)\): ", message)
-    if where and '"x-guidance": ' in message:  # a schema in a grammar of ours, of which the lines tell a client nothing
-        message = message[where.end() :].partition("\n")[0]
+    if where and "failed to compile JSON schema" in message:  # a schema's error has a path, which tells more than lines
+        message = message[where.end() :]
     elif where:
         message = f"{message[where.end() :]} (line {where[1]}, column {where[2]})"
     message = " ".join(message.split())

@@ -86,6 +86,11 @@ def check_cost(grammar: Grammar) -> Cost:
     return cost
 
 
+def schemas(source: str) -> Iterator[Any]:
+    """The schemas in a grammar."""
+    return (schema for _, schema in _parts(source) if schema is not None)
+
+
 def _cost(source: str) -> Cost:
     longest = terminals = divisors = merged = 0
     for lark, schema in _parts(source):

@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from octavo.constraint import MAX_GRAMMAR, Grammar, StructuredOutputs, Thinking
 from octavo.errors import BadRequest
 from octavo.text.grammars.calls import CallableTool, CallGrammar, shortest
-from octavo.text.grammars.sound import is_sound
+from octavo.text.grammars.sound import check_sound, is_sound
 from octavo.text.grammars.sources import Rule, lark, rule
 from octavo.text.responses.bound import BoundTemplate
 from octavo.text.responses.parser import ResponseParser
@@ -144,12 +144,21 @@ class MessageGrammar:
                 f"the schemas of the tools have {size} characters; at most {MAX_GRAMMAR} can be kept to: send fewer",
                 tools[0].param,
             )
+        if self._calls.written is None:
+            return [*tools]
+        for tool in tools:
+            if tool.custom:
+                check_sound(None, tool.param, lambda _, tool=tool: self._alone(tool, tool.parameters))
+            elif tool.strict:
+                check_sound(tool.parameters, tool.param, lambda schema, tool=tool: self._alone(tool, schema))
         return [tool if tool.strict or self._is_sound(tool) else replace(tool, parameters=None) for tool in tools]
 
     def _is_sound(self, tool: CallableTool) -> bool:
-        """Whatever its name is: many tools have the same schema."""
-        named = replace(tool, name="f")
-        return self._calls.written is None or is_sound(lark(self._calls.calls([named], many=False)))
+        return is_sound(self._alone(tool, tool.parameters))
+
+    def _alone(self, tool: CallableTool, parameters: Any) -> str:
+        """The grammar of a call of one tool, whatever its name is: many tools have the same schema."""
+        return lark(self._calls.calls([replace(tool, name="f", parameters=parameters)], many=False))
 
     def _content(self, made: Rule) -> Rule:
         """An answer with what opens and closes the content of a message."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from hashlib import blake2b
+from typing import Any
 
 from octavo.constraint import Grammar
 from octavo.errors import BadRequest
+from octavo.text.grammars.blame import blamed
 from octavo.text.grammars.brief import TakesLong, is_brief, look
-from octavo.text.grammars.compiler import light_limits, limits
+from octavo.text.grammars.compiler import check_grammar, light_limits, limits
 from octavo.text.grammars.cost import check_cost
 from octavo.text.grammars.lanes import deep_thread
 
@@ -32,6 +35,40 @@ def is_sound(source: str) -> bool:
         while len(_known) > MAX_KNOWN:
             _known.popitem(last=False)
     return found
+
+
+def check_sound(schema: Any, param: str, grammar_of: Callable[[Any], str]) -> None:
+    """Refuse a schema of which no grammar can be made that llguidance takes.
+
+    Args:
+        param: the request's field that holds it.
+        grammar_of: makes the grammar, or raises a BadRequest whose sentence begins with the field.
+
+    Raises:
+        BadRequest: naming what is wrong inside the schema.
+        TakesLong: as `is_sound`, or to find the place is to be done `briefly`.
+    """
+    try:
+        if is_sound(grammar_of(schema)):
+            return
+    except BadRequest:
+        pass
+    if is_brief():
+        raise TakesLong
+
+    found: list[BadRequest] = []
+
+    def check(part: Any) -> None:
+        check_grammar(Grammar(source=grammar_of(part), param=param), limits())
+
+    def look_for_it() -> None:
+        try:
+            check(schema)
+        except BadRequest as error:
+            found.append(blamed(error, schema, check))
+
+    deep_thread(look_for_it).join()
+    raise found[0]
 
 
 def _compiles(source: str) -> bool:

@@ -6,11 +6,13 @@ newer {"type": "structural_tag", "format": {...}}, whose formats nest.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from octavo.errors import BadRequest
-from octavo.text.grammars.sources import Rule, check_size, grammar_rule, json_rule, literal, loaded, regex_rule
+from octavo.text.grammars.sound import check_sound
+from octavo.text.grammars.sources import Rule, check_size, grammar_rule, json_rule, lark, literal, loaded, regex_rule
 
 MAX_TAGS = 1024
 TEXT = "TEXT: /(?s:.*)/\n"
@@ -27,8 +29,9 @@ def structural_rule(value: Any, param: str) -> Rule:
     if not isinstance(value, Mapping):
         raise BadRequest(f"{param} must be an object with structures and triggers, or with a format", param)
     check_size(value, param)
-    writer = _Writer(param)
-    form = value.get("format") if "format" in value else _older(value, param)
+    is_older = "format" not in value
+    writer = _Writer(param, is_older=is_older)
+    form = _older(value, param) if is_older else value["format"]
     text = writer.format(form, "format", last=True)
     return Rule(text, tuple(writer.grammars), "".join([TEXT, *writer.rules]))
 
@@ -59,8 +62,9 @@ class _Writer:
         grammars: name -> Lark of clients' own.
     """
 
-    def __init__(self, param: str) -> None:
+    def __init__(self, param: str, *, is_older: bool) -> None:
         self._param = param
+        self._is_older = is_older
         self.rules: list[str] = []
         self.grammars: list[tuple[str, str]] = []
         self._writers = {
@@ -93,14 +97,19 @@ class _Writer:
         return self._literal(form, "value", where) or '""'
 
     def _json(self, form: Mapping[str, Any], where: str, last: bool) -> str:
-        return json_rule(form.get("json_schema"), f"{self._param}.{where}.json_schema").text
+        param = self._at(f"{where}.json_schema")
+        schema = form.get("json_schema")
+        schema = loaded(schema, param) if isinstance(schema, str) else schema
+        made = json_rule(schema, param)
+        check_sound(schema, param, lambda part: lark(json_rule(part, param)))
+        return made.text
 
     def _regex(self, form: Mapping[str, Any], where: str, last: bool) -> str:
-        return regex_rule(form.get("pattern"), f"{self._param}.{where}.pattern").text
+        return regex_rule(form.get("pattern"), self._at(f"{where}.pattern")).text
 
     def _grammar(self, form: Mapping[str, Any], where: str, last: bool) -> str:
         name = f"own_{len(self.grammars)}"
-        made = grammar_rule(form.get("grammar"), f"{self._param}.{where}.grammar", name)
+        made = grammar_rule(form.get("grammar"), self._at(f"{where}.grammar"), name)
         self.grammars += made.grammars
         return made.text
 
@@ -195,4 +204,17 @@ class _Writer:
         return value
 
     def _bad(self, where: str, what: str) -> BadRequest:
-        return BadRequest(f"{self._param}.{where} {what}", f"{self._param}.{where}")
+        return BadRequest(f"{self._at(where)} {what}", self._at(where))
+
+    def _at(self, where: str) -> str:
+        """A field as the request has it."""
+        return f"{self._param}.{_OLDER.sub(_older_name, where) if self._is_older else where}"
+
+
+_OLDER = re.compile(r"format\.(triggers|tags)(\.\d+)?(?:\.content\.json_(schema))?")
+
+
+def _older_name(match: re.Match[str]) -> str:
+    """The older form's name of a field."""
+    name = "structures" if match[1] == "tags" else match[1]
+    return ".".join([name + (match[2] or ""), *([match[3]] if match[3] else [])])

@@ -103,8 +103,9 @@ def test_a_schema_that_cannot_be_followed_harms_no_other_tool_unless_it_is_stric
     assert accepts(THINKS, params, CALL.replace("look_up", "odd"))
     assert not accepts(THINKS, params, CALL.replace("1", '"x"'))
     odd["function"]["strict"] = True
-    with pytest.raises(AssertionError, match="registry"):
-        accepts(THINKS, made(chat(odd, must_call=True)), CALL)
+    with pytest.raises(BadRequest, match="registry") as caught:
+        made(chat(LOOK_UP, odd, must_call=True))
+    assert caught.value.param == "tools.1.function.parameters.properties.n.$ref"
 
 
 def test_a_budget_is_asked_for_or_an_effort_s_share() -> None:

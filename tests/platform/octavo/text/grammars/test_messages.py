@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -153,3 +154,31 @@ def test_one_schema_of_many_tools_is_compiled_once(message: Message, monkeypatch
     made.forced(_tools(20, 10), many=True)
     assert len(seen) == 20
     assert len({*seen}) == 1
+
+
+@pytest.mark.parametrize("name", ["hermes", "qwen3_xml", "gemma"])
+def test_a_strict_tools_error_names_the_tool_and_the_path_in_its_schema(message: Message, name: str) -> None:
+    _, made = message(name, PROMPT)
+    inner = {"type": "object", "properties": {"b": {"type": "array", "items": {"type": "string", "pattern": "("}}}}
+    good, bad = SCHEMA, {"type": "object", "properties": {"a": {"type": "integer"}, "inner": inner}}
+    tools = [
+        CallableTool(name=f"f{i}", parameters=schema, strict=True, param=f"tools.{i}.function.parameters")
+        for i, schema in enumerate([good, good, bad, good])
+    ]
+    for grammar in (made.forced, made.begun):
+        with pytest.raises(BadRequest) as caught:
+            grammar(tools, many=True)
+        path = "tools.2.function.parameters.properties.inner"
+        assert str(caught.value.param).startswith(path), caught.value.param
+        if name == "hermes":  # in other forms arguments, or parts of them, are grammars of their own
+            assert caught.value.param == f"{path}.properties.b.items.pattern"
+    assert made.forced([tools[0], replace(tools[2], strict=False)], many=True)
+
+
+def test_a_custom_tools_error_names_its_format_alone(message: Message) -> None:
+    _, made = message("hermes", PROMPT)
+    text = {"type": "object", "properties": {"input": {"type": "string", "pattern": "^(?:()$"}}, "required": ["input"]}
+    wrong = CallableTool(name="f", parameters=text, custom=True, strict=True, param="tools.1.custom.format")
+    with pytest.raises(BadRequest, match="unclosed group") as caught:
+        made.forced([CallableTool(name="g"), wrong], many=True)
+    assert caught.value.param == "tools.1.custom.format"
