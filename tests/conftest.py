@@ -124,6 +124,31 @@ _OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": _YARN_ROPE | {"mscale": 0.8, "mscale_all_dim": 0.8},
         },
     ),
+    "delta": (
+        "Qwen3Next",
+        {
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+            "head_dim": 16,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 12,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 40,
+            "shared_expert_intermediate_size": 24,
+        },
+    ),
+    "space": (
+        "GraniteMoeHybrid",
+        {
+            "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+            "num_local_experts": 0,
+            "shared_intermediate_size": 96,
+            "mamba_n_heads": 8,
+            "mamba_d_state": 6,
+        },
+    ),
     "mpt": ("Mpt", {"hidden_size": 72, "num_attention_heads": 6, "max_seq_len": 512, "layer_norm_epsilon": 1e-3}),
 }
 """The same, not among the `tiny_name`s: the native runner does not cover them, or there is no GGUF naming for them."""

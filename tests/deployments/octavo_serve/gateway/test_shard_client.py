@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from ray.exceptions import ActorUnavailableError
 
 from octavo.config import EngineConfig
+from octavo.engine.served_engine import ServedEngine
 from octavo.errors import BadRequest, EngineDead, OctavoError
 from octavo.pooling import Pooling
 from octavo.request import Request
@@ -75,6 +77,34 @@ def test_a_stream_moves_without_a_gap_or_a_repeat(fleet: Any, params: Any) -> No
         kills = {9: lambda: fleet.kill(fleet.ports[0]), 20: lambda: fleet.kill(fleet.ports[1])}
         assert await fleet.said(client, fleet.request(**params), kills) == unbroken
         assert all(len(tokens) == 40 for tokens in unbroken.values())
+
+    assert fleet.run(scenario) == ["lost", "lost"]
+
+
+@pytest.mark.parametrize("name", ["latent", "delta", "space", "gemma3"])
+def test_what_a_model_keeps_of_a_text_is_computed_again_elsewhere(fleet: Any, tiny_model: Any, name: str) -> None:
+    """Latents, states and windows, at the third shard found in the cache, too."""
+    config = EngineConfig(kv_cache_bytes=2**22, max_num_seqs=4, max_num_batched_tokens=32, threads=1, speculation=False)
+
+    async def shard() -> Any:
+        served = ServedEngine.load(str(tiny_model(name)), config)
+        launch = served.engine.executor.launch
+
+        def slowly(batch: Any) -> Any:  # so that there is something left to compute when the shard dies
+            time.sleep(4e-3)
+            return launch(batch)
+
+        served.engine.executor.launch = slowly  # type: ignore[method-assign]
+        return await fleet.add(served)
+
+    async def scenario(client: Any) -> None:
+        ports = [await shard() for _ in range(3)]
+        asked = {"max_tokens": 50, "temperature": 0.8, "seed": 3, "ignore_eos": True}
+        unbroken = await fleet.said(client, fleet.request("abc", **asked))
+        kills = {9: lambda: fleet.kill(ports[0]), 31: lambda: fleet.kill(ports[1])}
+        assert await fleet.said(client, fleet.request("abc", **asked), kills) == unbroken
+        assert await fleet.said(client, fleet.request("abc", **asked)) == unbroken
+        assert ports[2].engine.engine.pool.num_cached > 0
 
     assert fleet.run(scenario) == ["lost", "lost"]
 
