@@ -70,6 +70,7 @@ class ShardState:
         mean_output: tokens of an answer, averaged over those that ended of late.
         cost: the shard's own cost model; zeros until it has measured enough steps.
         fetched_block: seconds in which a KV block comes here from another shard; 0.0: none do.
+        fetched_start: that they take together beside these, however many come.
     """
 
     decoding: int
@@ -86,6 +87,7 @@ class ShardState:
     mean_output: float
     cost: Cost
     fetched_block: float = 0.0
+    fetched_start: float = 0.0
     groups: LayerGroups | None = None
 
     @property
@@ -172,6 +174,10 @@ class ShardState:
     def start_seconds(self, tokens: int = 0, sequences: int = 1) -> float:
         """Until a request that comes now begins to be computed; arguments as of `wait_seconds`."""
         return self.wait_seconds(tokens, sequences) + self.queue_seconds
+
+    def fetch_seconds(self, tokens: int) -> float:
+        """Until blocks with so many tokens have come from another shard."""
+        return self.fetched_start + tokens / self.block_size * self.fetched_block
 
     # ---- corrections between two reports ----------------------------------------------------------------------
 

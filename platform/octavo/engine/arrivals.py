@@ -81,6 +81,8 @@ class Fetch:
         begun: when, by the engine's clock.
         late: when they are given up.
         asked: how many blocks of the chain are read, being read, or were there.
+        wanted: blocks that are to come.
+        alone: none was before it.
         rest: what has been read and not been put into the cache.
         failed: whether one of them did not come.
     """
@@ -91,6 +93,8 @@ class Fetch:
     begun: float
     late: float
     asked: int
+    wanted: int
+    alone: bool
     reads: deque[Future[Lot]] = field(default_factory=deque)
     rest: Lot | None = None
     failed: bool = False
@@ -120,6 +124,7 @@ class Arrivals:
     Attributes:
         fetches: the first of them is read.
         block_seconds: what a block took of late; 0.0 where that is not known.
+        start_seconds: what those of one sequence took beside that: the question, and the steps in between.
         seen: is told what decisions here depend on and a recording does not know: what the source has, whether it is
             worth fetching, what has come and what is over.
     """
@@ -135,7 +140,7 @@ class Arrivals:
     ) -> None:
         self.source = source
         self.fetches: list[Fetch] = []
-        self.block_seconds = 0.0
+        self.block_seconds = self.start_seconds = 0.0
         self.seen: Callable[[int], None] = lambda _: None
         self._kv, self._pool, self._cost_model, self._counters = kv, pool, cost_model, counters
         self._lot, self._lots = lot_of(kv.block_bytes), lots
@@ -155,8 +160,9 @@ class Arrivals:
         """Seconds that it would save to fetch so many blocks which are computed in `ours`; where that is nothing, the
         source is tried again one day."""
         blocks = more + sum(fetch.missing for fetch in self.fetches)
-        if (saved := ours - blocks * self.block_seconds) <= 0:
+        if (saved := ours - self.start_seconds - blocks * self.block_seconds) <= 0:
             self.block_seconds *= _FORGOTTEN
+            self.start_seconds *= _FORGOTTEN
         self.seen(int(saved > 0))
         return saved
 
@@ -176,10 +182,11 @@ class Arrivals:
             return False
         now = time.monotonic()
         late = now + min(seconds, UNKNOWN_SECONDS)
-        self.fetches.append(Fetch([] if seq is None else [seq], chain, table, now, late, have))
+        more, alone = len(chain) - have, not self.fetches
+        self.fetches.append(Fetch([] if seq is None else [seq], chain, table, now, late, have, more, alone))
         if seq is not None:
             seq.fetched = True  # it waits once, and then begins with what has come
-        self._counters.wanted += len(chain) - have
+        self._counters.wanted += more
         self._read_on()
         return True
 
@@ -243,7 +250,8 @@ class Arrivals:
         fetch.table.publish(fetch.chain, (have + lot.good) * self._pool.block_size)
         fetch.failed = lot.good < len(lot.data)
         seconds = (lot.seconds + time.perf_counter() - begin) / len(lot.data)
-        self.block_seconds += (seconds - self.block_seconds) * (_NEWEST if self.block_seconds else 1.0)
+        weight = _NEWEST * min(1.0, len(lot.data) / self._lot)  # of a few blocks, most is the question's
+        self.block_seconds += (seconds - self.block_seconds) * (weight if self.block_seconds else 1.0)
         self._counters.came += lot.good
         self._counters.bytes_read += lot.good * self._kv.block_bytes
 
@@ -255,6 +263,9 @@ class Arrivals:
         if now > fetch.late:
             self.source.failures["late"] += fetch.missing
             self.block_seconds = max(self.block_seconds, (now - fetch.begun) / len(fetch.chain))
+        elif fetch.alone and not fetch.missing:
+            beside = max(0.0, now - fetch.begun - fetch.wanted * self.block_seconds)
+            self.start_seconds += (beside - self.start_seconds) * (_NEWEST if self.start_seconds else 1.0)
         self._counters.read_seconds += time.monotonic() - fetch.begun
         fetch.table.free()
         for seq in fetch.sequences:

@@ -521,7 +521,10 @@ class Engine:
         positions = sum(attended(0, tokens) for tokens in prompts)
         state = self.scheduler.state().with_request(len(prompts), sum(prompts), positions)
         fetches = self.scheduler.fetches
-        return state if fetches is None else dataclasses.replace(state, fetched_block=fetches.peer_seconds)
+        if fetches is None:
+            return state
+        block, start = fetches.peer_seconds
+        return dataclasses.replace(state, fetched_block=block, fetched_start=start)
 
     def stats(self) -> EngineStats:
         """Gauges and counters, now."""

@@ -155,7 +155,9 @@ class Fetches:
         for gone in [each for each, it in self._others.items() if not it.fetches and peers.find(each) is not it.source]:
             self._others.pop(gone).close(wait=False)
         if name not in self._others and (source := peers.find(name)) is not None:
-            self._others[name] = Arrivals(source, self._kv, self._pool, self._cost_model, self._of_peers, PEER_LOTS)
+            made = Arrivals(source, self._kv, self._pool, self._cost_model, self._of_peers, PEER_LOTS)
+            made.block_seconds = self._guess
+            self._others[name] = made
         return self._others.get(name)
 
     def warm(self, name: str, hashes: Items[bytes]) -> None:
@@ -202,10 +204,13 @@ class Fetches:
         return bool(busy)
 
     @property
-    def peer_seconds(self) -> float:
-        """That a block takes to come from another shard, on average; 0.0 where none are asked."""
-        known = [each.block_seconds for each in list(self._others.values()) if each.block_seconds]
-        return 0.0 if self.peers is None else sum(known) / len(known) if known else self._guess
+    def peer_seconds(self) -> tuple[float, float]:
+        """That a block takes to come from another shard, and those of a prompt beside that, on average; 0.0 where none
+        are asked."""
+        known = [(each.block_seconds, each.start_seconds) for each in list(self._others.values())]
+        if self.peers is None or not known:
+            return (0.0 if self.peers is None else self._guess), 0.0
+        return sum(block for block, _ in known) / len(known), sum(start for _, start in known) / len(known)
 
     # ---- into the tier ----------------------------------------------------------------------------------------
 

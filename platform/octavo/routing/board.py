@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     Numbers = npt.NDArray[np.float64]
     Places = npt.NDArray[np.int64]
 
-_COLUMNS = 20
-_BLOCK_SIZE, _FETCHED_BLOCK, _HAS_PROMPTS = 9, 10, 11
+_COLUMNS = 21
+_BLOCK_SIZE, _FETCHED_BLOCK, _HAS_PROMPTS, _FETCHED_START = 9, 10, 11, 20
 """Columns that are read by themselves; `Board.put` has the order of all."""
 
 
@@ -68,6 +68,7 @@ class Board:
             stale else state.fetched_block, state.prefilling + state.queued > 0, state.backlog_tokens,
             state.blocks_free, state.full, max(1.0, (state.blocks - state.blocks_free) / running), running,
             state.mean_output, state.full_step_seconds, state.backlog_tokens / chunk * step,
+            state.fetched_start,
         )  # fmt: skip
 
     def tokens(self, lengths: Numbers, query: Query) -> Numbers:
@@ -106,9 +107,10 @@ class Board:
             there = np.full(self.count, float(peers.tokens))
             there[peers.row] = peers.second
             takes = (self._table[_FETCHED_BLOCK, : self.count] > 0) & (there > cached)
-            fetch = (
-                (there - cached) / self._table[_BLOCK_SIZE, : self.count] * self._table[_FETCHED_BLOCK, : self.count]
+            size, start_of, block = (
+                self._table[column, : self.count] for column in (_BLOCK_SIZE, _FETCHED_START, _FETCHED_BLOCK)
             )
+            fetch = start_of + (there - cached) / size * block
             _, fetched = self._totals(query, there, stream_weight, warm, fetch)
             total = np.where(takes & (fetched < total), fetched, total)
             there = takes[rows]
@@ -149,7 +151,9 @@ class Board:
     def _start(self, query: Query, queue: Numbers, full: npt.NDArray[np.bool_]) -> Numbers:
         """As `ShardState.start_seconds`: only where there is no room, anything has to end before."""
         rows = np.flatnonzero(full)
-        places, _, _, size, _, _, backlog, free, most, held, running, mean, step, over = self._table[6:, rows]
+        places, _, _, size, _, _, backlog, free, most, held, running, mean, step, over = self._table[
+            6:_FETCHED_START, rows
+        ]
         places = query.sequences - places
         blocks = (backlog + query.tokens) / size - free
         steps = np.maximum(places / most, blocks / held / running) * mean

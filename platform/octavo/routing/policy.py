@@ -197,7 +197,7 @@ def score(query: Query, shard: Candidate, cached: int, stream_weight: float) -> 
     if shard.peer_cached <= cached:
         return found
     fetched = shard.peer_cached - cached
-    seconds = fetched / shard.state.block_size * shard.state.fetched_block
+    seconds = shard.state.fetch_seconds(fetched)
     other = _score(query, shard, shard.peer_cached, stream_weight, seconds, fetched)
     return other if other.total < found.total else found
 
@@ -309,7 +309,7 @@ def _pairs(
             continue
         computes = computing[computing[0] is runs]
         fetched, elsewhere = there - runs.cached, scores[computes.name]
-        seconds = _left_to_fetch(fetched / block * runs.state.fetched_block, fetched, computes.state.chunk, elsewhere)
+        seconds = _left_to_fetch(runs.state, fetched, computes.state.chunk, elsewhere)
         own = _score(query, runs, there, weight, seconds, fetched, elsewhere.first_token)
         total = own.total + elsewhere.others + apart_weight * _held(runs)
         found.append(_Pair(total, runs, computes, own))
@@ -323,16 +323,16 @@ def _grown(shard: Candidate) -> Candidate:
     return replace(shard, state=replace(state, blocks_free=max(0, state.blocks_free - more))) if more else shard
 
 
-def _left_to_fetch(whole: float, fetched: int, chunk: int, elsewhere: Score) -> float:
+def _left_to_fetch(state: ShardState, fetched: int, chunk: int, elsewhere: Score) -> float:
     """Seconds that blocks take to come once their prompt is computed: each chunk's come while the next is computed.
 
     Args:
-        whole: that all of them take.
+        state: of the shard that fetches them.
         fetched: tokens in them.
         chunk: tokens of a step there.
         elsewhere: the prompt's score.
     """
-    return max(whole * min(1.0, chunk / fetched), whole - elsewhere.own)
+    return max(state.fetch_seconds(min(chunk, fetched)), state.fetch_seconds(fetched) - elsewhere.own)
 
 
 def _held(shard: Candidate) -> float:

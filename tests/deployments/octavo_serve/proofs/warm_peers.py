@@ -1,17 +1,19 @@
 """A burst that makes a second shard come: it begins cold, or with what is hot at the first one.
 
-    python tests/deployments/octavo_serve/proofs/warm_peers.py configs/quickstart.yaml                # 9 minutes
-    python tests/deployments/octavo_serve/proofs/warm_peers.py configs/quickstart.yaml --rounds 1     # 3 minutes
+    python tests/deployments/octavo_serve/proofs/warm_peers.py configs/quickstart.yaml                # 15 minutes
+    python tests/deployments/octavo_serve/proofs/warm_peers.py configs/quickstart.yaml --rounds 1     # 5 minutes
 
 Serves CONFIG's first model on one shard of one thread, and up to two, in turns without `share_kv_cache` (cold) and with
 it (warm); each time a new server. Each of `--systems` system prompts of `--system` tokens is asked for once. Then
-`--rate` requests a second come for `--seconds`, each with one of these prompts and `--question` tokens of its own, the
+requests come for `--seconds`, `--load` times as many as the first shard alone can do (`--rate` a second where that is
+given; else it is measured in the first round), each with one of these prompts and `--question` tokens of its own, the
 same ones at the same times, and the autoscaler adds a shard.
 
 Told are first tokens of the requests that came within a minute from the first one that the second shard answered, and
-of those before; by which shard they were answered, and how many blocks it fetched. Exit code 1 if a request failed, a
-token differs between any two rounds, no second shard came, or the 90th percentile cold is not 1.5 times the one warm.
-The last line is JSON.
+of those before; what those of the minute waited for on average, by what `/v1/requests/{id}/explain` says of each; by
+which shard they were answered, and how many blocks were fetched. Exit code 1 if a request failed, a token differs
+between any two rounds, no second shard came, or the 90th percentile cold is not 1.5 times the one warm. The last line
+is JSON.
 """
 
 from __future__ import annotations
@@ -43,12 +45,13 @@ MINUTE = 60.0
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--systems", type=int, default=12)
-    options.add_argument("--system", type=int, default=1500, help="tokens of a system prompt")
+    options.add_argument("--systems", type=int, default=8)
+    options.add_argument("--system", type=int, default=2500, help="tokens of a system prompt")
     options.add_argument("--question", type=int, default=40, help="tokens after it")
-    options.add_argument("--answer", type=int, default=48, help="tokens")
-    options.add_argument("--rate", type=float, default=2.0, help="requests a second")
-    options.add_argument("--seconds", type=float, default=90.0)
+    options.add_argument("--answer", type=int, default=16, help="tokens")
+    options.add_argument("--load", type=float, default=1.3, help="of what one shard can do")
+    options.add_argument("--rate", type=float, help="requests a second")
+    options.add_argument("--seconds", type=float, default=80.0)
     given = options.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="oct"))
     rounds: dict[str, list[Round]] = {"cold": [], "warm": []}
@@ -86,16 +89,18 @@ class Answer:
     sent: float
     first: float = float("inf")
     shard: str = ""
+    id: str = ""
     text: str = ""
     error: str = ""
 
 
 @dataclass(slots=True)
 class Round:
-    """What came of a burst; `fetched` counts blocks."""
+    """What came of a burst; `fetched` counts blocks, `waited` seconds before first tokens, by what they were for."""
 
     answers: list[Answer]
     fetched: float
+    waited: dict[str, float]
 
     @property
     def second(self) -> float:
@@ -103,11 +108,14 @@ class Round:
         others = [each.sent for each in self.answers if each.shard != self.answers[0].shard]
         return min(others, default=float("inf"))
 
+    def after(self) -> list[Answer]:
+        """Those who came within a minute after the second shard's first one."""
+        return [each for each in self.answers if self.second <= each.sent < self.second + MINUTE]
+
     def waits(self) -> tuple[list[float], list[float]]:
         """Seconds to the first tokens of those who came before the second shard answered, and in the minute after."""
-        since = self.second
-        before = [each.first - each.sent for each in self.answers if each.sent < since]
-        return before, [a.first - a.sent for a in self.answers if since <= a.sent < since + MINUTE]
+        before = [each.first - each.sent for each in self.answers if each.sent < self.second]
+        return before, [each.first - each.sent for each in self.after()]
 
 
 def tokens(name: str, count: int) -> list[int]:
@@ -122,6 +130,7 @@ async def one_round(server: RunningServer, given: argparse.Namespace) -> Round:
     async with httpx.AsyncClient(base_url=server.url, timeout=300) as http:
         for system in systems:
             await ask(http, server.model, system, 1, 0.0)
+        given.rate = given.rate or given.load * await capacity(http, server.model, systems, given)
         begun = time.perf_counter()
         asked = []
         for number in range(int(given.rate * given.seconds)):
@@ -130,7 +139,29 @@ async def one_round(server: RunningServer, given: argparse.Namespace) -> Round:
                 asyncio.create_task(ask(http, server.model, prompt, given.answer, begun + number / given.rate))
             )
         answers = await asyncio.gather(*asked)
-        return Round(answers, await metric(http, "octavo_peer_blocks_read_total"))
+        found = Round(answers, await metric(http, "octavo_peer_blocks_read_total"), {})
+        found.waited = await explained(http, found.after())
+        return found
+
+
+async def capacity(http: httpx.AsyncClient, model: str, systems: list[list[int]], given: argparse.Namespace) -> float:
+    """Requests a second that one shard does where all that can be is cached, eight at once."""
+    begun = time.perf_counter()
+    for turn in range(3):
+        prompts = [system + tokens(f"{turn} {place}", given.question) for place, system in enumerate(systems)]
+        await asyncio.gather(*(ask(http, model, prompt, given.answer, 0.0) for prompt in prompts))
+    return 3 * len(systems) / (time.perf_counter() - begun)
+
+
+async def explained(http: httpx.AsyncClient, answers: list[Answer]) -> dict[str, float]:
+    """Seconds before the first token, by what they went to, on average."""
+    found = Counter[str]()
+    for each in answers:
+        said = (await http.get(f"/v1/requests/{each.id}/explain")).json()
+        for span in said["prompts"][0]["spans"]:
+            before = min(span["at"] + span["seconds"], said["first_token"] or 0.0) - span["at"]
+            found[f"{span['what']} {span['cause']}".strip()] += max(0.0, before) / len(answers)
+    return dict(found)
 
 
 async def ask(http: httpx.AsyncClient, model: str, prompt: list[int], answer: int, at: float) -> Answer:
@@ -147,6 +178,7 @@ async def ask(http: httpx.AsyncClient, model: str, prompt: list[int], answer: in
                 if line.startswith("data: {"):
                     event = json.loads(line[6:])
                     found.first = min(found.first, time.perf_counter())
+                    found.id = event.get("id", found.id)
                     found.error = str(event.get("error", found.error))
                     found.text += "".join(choice["text"] for choice in event.get("choices", ()))
     except httpx.HTTPError as error:
@@ -164,6 +196,10 @@ def told(rounds: list[Round]) -> dict[str, Any]:
         "before_ms": quantiles([wait for before, _ in both for wait in before]),
         "first_minute_ms": quantiles([wait for _, after in both for wait in after]),
         "second_came_s": [round(each.second - each.answers[0].sent, 1) for each in rounds],
+        "waited_ms": {
+            what: round(1000 * sum(each.waited.get(what, 0.0) for each in rounds) / len(rounds), 1)
+            for what in sorted({what for each in rounds for what in each.waited})
+        },
         "answers": dict(shards),
         "blocks_fetched": sum(each.fetched for each in rounds),
     }

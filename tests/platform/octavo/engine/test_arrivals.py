@@ -124,6 +124,18 @@ def test_a_slow_shard_is_not_asked_and_routers_hear_how_slow(fake, engine, other
     assert other.reads == 1
 
 
+def test_what_a_question_takes_is_not_what_its_blocks_take(fake, engine, other, monkeypatch):
+    """Eleven of half a million that a lot may have: they say next to nothing of one."""
+    read = arrivals.Arrivals._read
+    monkeypatch.setattr(arrivals.Arrivals, "_read", lambda *each: read(*each)._replace(seconds=11.0))
+    said(fake, engine, "first")
+    assert other.reads == 1
+    state = engine.state()
+    assert state.fetched_block < 1e-3
+    assert 0 < state.fetched_start < 11
+    assert state.fetch_seconds(40) == state.fetched_start + 10 * state.fetched_block
+
+
 def test_the_nearer_of_two_is_asked(fake, other):
     """A tier that has all of it, and a shard that is known to be slow."""
     shelf = fake.Shelf()

@@ -63,7 +63,8 @@ class Scene:
             IDLE, decoding=drawn.choice([0, 3, 7, 8]), context=drawn.choice([0, 3000]), queued=queued,
             prefilling=drawn.choice([0, 1]), backlog_tokens=queued * 500, backlog_attended=queued * 100_000,
             blocks_free=drawn.choice([4096, 100, 10]), cost=drawn.choice([IDLE.cost, IDLE.cost, SLOW, UNKNOWN]),
-            fetched_block=drawn.choice([0.0, self.fetched]), groups=self.groups,
+            fetched_block=drawn.choice([0.0, self.fetched]),
+            fetched_start=drawn.choice([0.0, 0.03]), groups=self.groups,
         )  # fmt: skip
 
     def happen(self) -> None:

@@ -56,6 +56,10 @@ FETCHES = {
     "fetching is slow": (
         [fetching("a", 960, BUSY, "", 0), fetching("b", 0, IDLE, "a", 960, 0.1)], "ba", "spread", "", 0,
     ),
+    "asking is slow": (
+        [fetching("a", 960, BUSY, "", 0), fetching("b", 0, replace(IDLE, fetched_start=5.0), "a", 960)],
+        "ba", "spread", "", 0,
+    ),
     "it is full": ([fetching("b", 160, IDLE, "c", 960)], "b", "fetch", "c", 960),
 }  # fmt: skip
 
