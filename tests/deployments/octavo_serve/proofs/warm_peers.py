@@ -4,10 +4,11 @@
     python tests/deployments/octavo_serve/proofs/warm_peers.py configs/quickstart.yaml --rounds 1     # 5 minutes
 
 Serves CONFIG's first model on one shard of one thread, and up to two, in turns without `share_kv_cache` (cold) and with
-it (warm); each time a new server. Each of `--systems` system prompts of `--system` tokens is asked for once. Then
-requests come for `--seconds`, `--load` times as many as the first shard alone can do (`--rate` a second where that is
-given; else it is measured in the first round), each with one of these prompts and `--question` tokens of its own, the
-same ones at the same times, and the autoscaler adds a shard.
+it (warm); each time a new server. Each of `--systems` system prompts of `--system` tokens is asked for, in growing
+pieces and with pauses, so that the autoscaler sees no need. Then requests come for `--seconds`, `--load` times as many
+as the first shard does one after the other (`--rate` a second where that is given; else it is measured in the first
+round), each with one of these prompts and `--question` tokens of its own, the same ones at the same times, and the
+autoscaler adds a shard.
 
 Told are first tokens of the requests that came within a minute from the first one that the second shard answered, and
 of those before; what those of the minute waited for on average, by what `/v1/requests/{id}/explain` says of each; by
@@ -40,18 +41,23 @@ from running import RunningServer, metric, parser
 
 BETTER = 1.5
 MINUTE = 60.0
+PIECE = 250
+"""Tokens by which a system prompt grows."""
+PAUSE = 1.5
+"""Of the time that a piece took."""
+SCALED = {"min": 1, "max": 2, "warm": 1, "ttft": 4, "drain_within": 4, "utilization": 0.6, "down_after": 600}
 
 
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--systems", type=int, default=8)
-    options.add_argument("--system", type=int, default=2500, help="tokens of a system prompt")
+    options.add_argument("--systems", type=int, default=6)
+    options.add_argument("--system", type=int, default=2000, help="tokens of a system prompt")
     options.add_argument("--question", type=int, default=40, help="tokens after it")
     options.add_argument("--answer", type=int, default=16, help="tokens")
-    options.add_argument("--load", type=float, default=1.3, help="of what one shard can do")
+    options.add_argument("--load", type=float, default=1.6, help="of what one shard does, one request after the other")
     options.add_argument("--rate", type=float, help="requests a second")
-    options.add_argument("--seconds", type=float, default=80.0)
+    options.add_argument("--seconds", type=float, default=75.0)
     given = options.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="oct"))
     rounds: dict[str, list[Round]] = {"cold": [], "warm": []}
@@ -74,7 +80,7 @@ def write(given: argparse.Namespace, folder: Path, shares: bool) -> Path:
     document = yaml.safe_load(given.config.read_text())
     args = document["applications"][0]["args"]
     (model, *_) = args["models"]
-    model["replicas"] = {"min": 1, "max": 2, "warm": 1, "ttft": 0.5, "utilization": 0.5, "down_after": 600}
+    model |= {"replicas": SCALED, "max_queue_s": 300}
     model.setdefault("engine", {}).update(threads=1, share_kv_cache=shares, kv_cache_bytes=2**31)
     args["models"] = [model]
     path = folder / "config.yaml"
@@ -129,8 +135,12 @@ async def one_round(server: RunningServer, given: argparse.Namespace) -> Round:
     systems = [tokens(f"system {number}", given.system) for number in range(given.systems)]
     async with httpx.AsyncClient(base_url=server.url, timeout=300) as http:
         for system in systems:
-            await ask(http, server.model, system, 1, 0.0)
-        given.rate = given.rate or given.load * await capacity(http, server.model, systems, given)
+            for end in range(PIECE, given.system + PIECE, PIECE):
+                await asyncio.sleep(PAUSE * await ask_alone(http, server.model, system[:end], 1))
+        times = [
+            await ask_alone(http, server.model, each + tokens("?", given.question), given.answer) for each in systems
+        ]
+        given.rate = given.rate or given.load * len(times) / sum(times)
         begun = time.perf_counter()
         asked = []
         for number in range(int(given.rate * given.seconds)):
@@ -144,19 +154,19 @@ async def one_round(server: RunningServer, given: argparse.Namespace) -> Round:
         return found
 
 
-async def capacity(http: httpx.AsyncClient, model: str, systems: list[list[int]], given: argparse.Namespace) -> float:
-    """Requests a second that one shard does where all that can be is cached, eight at once."""
+async def ask_alone(http: httpx.AsyncClient, model: str, prompt: list[int], answer: int) -> float:
+    """Seconds that a request takes."""
     begun = time.perf_counter()
-    for turn in range(3):
-        prompts = [system + tokens(f"{turn} {place}", given.question) for place, system in enumerate(systems)]
-        await asyncio.gather(*(ask(http, model, prompt, given.answer, 0.0) for prompt in prompts))
-    return 3 * len(systems) / (time.perf_counter() - begun)
+    await ask(http, model, prompt, answer, 0.0)
+    return time.perf_counter() - begun
 
 
 async def explained(http: httpx.AsyncClient, answers: list[Answer]) -> dict[str, float]:
     """Seconds before the first token, by what they went to, on average."""
     found = Counter[str]()
     for each in answers:
+        if each.error:  # which is told of otherwise
+            continue
         said = (await http.get(f"/v1/requests/{each.id}/explain")).json()
         for span in said["prompts"][0]["spans"]:
             before = min(span["at"] + span["seconds"], said["first_token"] or 0.0) - span["at"]
@@ -200,6 +210,7 @@ def told(rounds: list[Round]) -> dict[str, Any]:
             what: round(1000 * sum(each.waited.get(what, 0.0) for each in rounds) / len(rounds), 1)
             for what in sorted({what for each in rounds for what in each.waited})
         },
+        "rate": [round(len(each.answers) / (each.answers[-1].sent - each.answers[0].sent), 2) for each in rounds],
         "answers": dict(shards),
         "blocks_fetched": sum(each.fetched for each in rounds),
     }
