@@ -19,8 +19,8 @@ from octavo_kernels.native.cores import available_cores
 if importlib.util.find_spec("hypothesis") is not None:  # a borrowed GPU's machine has none
     from hypothesis import HealthCheck, settings
 
-    # How long an example takes, or to draw one, says how busy the machine is.
-    settings.register_profile("octavo", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    # How long an example takes, or to draw one, says how busy the machine is. Each run draws others.
+    settings.register_profile("octavo", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     settings.load_profile("octavo")
     settings.register_profile("fuzz", max_examples=int(os.environ.get("OCTAVO_FUZZ_EXAMPLES", "3000")))
 

@@ -23,8 +23,9 @@ from octavo_kernels.paged_attention import PagedBatch
 
 BLOCK = 4
 TOKENS = torch.randint(0, 256, (2, 16), generator=torch.Generator().manual_seed(0))
-STEPS = [[(0, 9)], [(9, 10), (0, 6)], [(10, 11), (6, 7)]]
-"""By step, which tokens each of two sequences has: chunks, decodes, and both."""
+STEPS = [[(0, 9)], [(9, 10), (0, 6)]]
+"""By step, which tokens each of two sequences has: a chunk, then a token beside a chunk. A layer in Triton's
+interpreter takes up to a second."""
 
 
 @pytest.fixture

@@ -188,5 +188,3 @@ def test_smollm2_equals_transformers(paged_run, reference):
     ours = paged_run(decoder, len(prompts), 140).all_logits(prompts)
     for tokens, logits in zip(prompts, ours, strict=True):
         torch.testing.assert_close(logits, expected.logits(tokens), atol=1e-3, rtol=0)
-    greedy = paged_run(decoder, len(prompts), 140).greedy(prompts, 12)
-    assert greedy == [expected.greedy(prompt, 12) for prompt in prompts]
