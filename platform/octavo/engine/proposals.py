@@ -52,7 +52,8 @@ class Proposer(Protocol):
         ...
 
     def took(self, work: StepWork, proposed: int, seconds: float) -> None:
-        """A step with so many proposed tokens, which `work` counts, took so long; told before they are `verified`."""
+        """A step with so many proposed tokens, or none, which `work` counts, took so long; told before they are
+        `verified`."""
         ...
 
     def checked(self, seq: Sequence, kept: int, proposed: int, seconds: float) -> None:

@@ -384,7 +384,7 @@ class Scheduler:
         """
         if self.cost_model.ready:
             self.counters.stepped(result.seconds, self.cost_model.predict(step.work))
-        if step.proposed and self.proposer is not None:
+        if self.proposer is not None:
             self.proposer.took(step.work, sum(map(len, step.proposed.values())), result.seconds)
         self.cost_model.observe(step.work, result.seconds)
         step.take_scores(result)

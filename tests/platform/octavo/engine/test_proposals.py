@@ -44,7 +44,7 @@ class Guesser:
         return "text"
 
     def took(self, work: StepWork, proposed: int, seconds: float) -> None:
-        assert 0 < proposed < work.tokens
+        assert 0 <= proposed < work.tokens
         assert seconds >= 0
 
     def checked(self, seq, kept: int, proposed: int, seconds: float) -> None:
