@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass, field
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from octavo.errors import (
     BadRequest,
@@ -49,6 +51,21 @@ class Failure:
     code: str | None = None
     param: str | None = None
     headers: dict[str, str] = field(default_factory=dict)
+
+    def renamed(self, names: Mapping[str, str]) -> Failure:
+        """The same in a protocol's own names of fields.
+
+        Args:
+            names: expressions for names of the core's -> the protocol's. One that is also a word ("stop") is a name
+                where the sentence begins with it.
+        """
+        message, param = self.message, self.param
+        if f"{param!r}" in message:  # what the client wrote: an unknown field
+            return self
+        for ours, theirs in names.items():
+            message = re.sub(rf"(?<![\w.]){ours}\b" if "_" in ours or "." in ours else rf"^{ours}\b", theirs, message)
+            param = param and re.sub(rf"^{ours}\b", theirs, param)
+        return replace(self, message=message, param=param)
 
 
 QUOTA = "rate_limit_exceeded"

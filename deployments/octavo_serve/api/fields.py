@@ -7,6 +7,7 @@ A wrong field costs one error whatever its length; by default pydantic makes one
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -259,7 +260,21 @@ def _tools(value: object) -> object:
     for position, tool in enumerate(value):
         if wrong := _wrong_tool(tool):
             raise ValueError(f"tools[{position}]{wrong}")
+    check_names(tool[tool["type"]]["name"] for tool in value)
     return value
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Refuse two tools of one name: a call of either could not be told from a call of the other.
+
+    Raises:
+        ValueError.
+    """
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"tools holds two tools that are called {name!r}: give each its own name")
+        seen.add(name)
 
 
 def _wrong_tool(tool: object) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
@@ -20,8 +19,12 @@ _KINDS = {
     413: "request_too_large",
     429: "overloaded_error",
 }
-_SCHEMA = re.compile(r"\b(tools\.\d+)\.function\.parameters")
-"""A tool's schema as chats name it."""
+_NAMES = {
+    "stop": "stop_sequences",
+    "continue_final_message": "a last message of the assistant",
+    r"(tools\.\d+)\.function\.parameters": r"\1.input_schema",
+}
+"""Fields as chats have them."""
 
 
 def error_body(failure: Failure) -> ErrorBody:
@@ -29,7 +32,7 @@ def error_body(failure: Failure) -> ErrorBody:
     kind = _KINDS.get(failure.status, "api_error" if failure.status >= 500 else "invalid_request_error")
     kind = "rate_limit_error" if failure.code == QUOTA else kind
     too_long = failure.code == "context_length_exceeded"
-    message = _SCHEMA.sub(r"\1.input_schema", failure.message)
+    message = failure.renamed(_NAMES).message
     message = f"prompt is too long: {message}" if too_long else message
     return {"type": "error", "error": {"type": kind, "message": message}, "request_id": None}
 

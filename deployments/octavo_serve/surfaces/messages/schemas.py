@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 from octavo.request import INT64, MAX_STOP
 from octavo_serve.api.body import Body
 from octavo_serve.api.bounds import MAX_MESSAGES, MAX_OPTIONS, MAX_PARTS, MAX_TOOLS
-from octavo_serve.api.fields import AtMost, Few, Integer, Name, Options, StopString, within
+from octavo_serve.api.fields import AtMost, Few, Integer, Name, Options, StopString, check_names, within
 from octavo_serve.surfaces.messages.blocks import Block, CacheControl, SystemBlock
 from octavo_serve.surfaces.messages.conversation import Conversation, read
 
@@ -154,6 +154,7 @@ class PromptBody(Body):
         for name, field in type(self).model_fields.items():
             if field.description == REFUSED and getattr(self, name):
                 raise ValueError(f"{name} is not supported: leave it out")
+        check_names(tool.name for tool in self.tools or ())
         self._conversation = read(self.system, self.messages, self.tools or ())
         return self
 

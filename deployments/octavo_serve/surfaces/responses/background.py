@@ -26,8 +26,8 @@ from octavo_serve.api.service import Service
 from octavo_serve.api.surface import Writer, to_json
 from octavo_serve.api.turns import PIECES
 from octavo_serve.api.writing import write
-from octavo_serve.surfaces.openai.errors import ERRORS
 from octavo_serve.surfaces.openai.framing import to_json_in_slices
+from octavo_serve.surfaces.responses.errors import ERRORS
 from octavo_serve.surfaces.responses.framing import FRAMING
 from octavo_serve.surfaces.responses.recalling import Kept, decoded, not_found, record_of
 from octavo_serve.surfaces.responses.schemas import Response, ResponseEvent, ResponsesRequest

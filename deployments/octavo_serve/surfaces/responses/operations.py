@@ -15,9 +15,9 @@ from octavo_serve.api.fields import Name
 from octavo_serve.api.jobs import Asked
 from octavo_serve.api.operation import Call, Names, Operation, Query, Streamed
 from octavo_serve.api.service import Service
-from octavo_serve.surfaces.openai.errors import ERRORS
 from octavo_serve.surfaces.responses.asking import Turn, chat_of, check_supported
 from octavo_serve.surfaces.responses.background import cancel, current, delete, follow
+from octavo_serve.surfaces.responses.errors import ERRORS
 from octavo_serve.surfaces.responses.recalling import complete, items_of, known_of
 from octavo_serve.surfaces.responses.schemas import Response, TurnBody
 from octavo_serve.surfaces.responses.tools import tools_of

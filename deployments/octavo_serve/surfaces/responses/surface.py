@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from octavo_serve.api.surface import Surface
-from octavo_serve.surfaces.openai.errors import ERRORS
 from octavo_serve.surfaces.openai.framing import to_json_in_slices
 from octavo_serve.surfaces.responses.asking import ask
 from octavo_serve.surfaces.responses.background import detach
+from octavo_serve.surfaces.responses.errors import ERRORS
 from octavo_serve.surfaces.responses.framing import FRAMING
 from octavo_serve.surfaces.responses.recalling import recall
 from octavo_serve.surfaces.responses.schemas import Response, ResponseEvent, ResponsesRequest

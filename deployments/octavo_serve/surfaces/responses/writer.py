@@ -14,6 +14,7 @@ from octavo_serve.api.pieces import Begun, CallPart, Element, Piece, Whole
 from octavo_serve.api.surface import Writer
 from octavo_serve.surfaces.openai.writer import finite
 from octavo_serve.surfaces.responses.asking import Turn
+from octavo_serve.surfaces.responses.errors import named
 from octavo_serve.surfaces.responses.schemas import (
     ContentPart,
     EventType,
@@ -107,6 +108,7 @@ class ResponseWriter(Writer[Response, ResponseEvent]):
         if self._open is not None:
             self._close("incomplete")
         code = {429: "rate_limit_exceeded", 400: failure.code or "invalid_prompt"}.get(failure.status, "server_error")
+        failure = named(failure)
         self.response["error"] = {"code": code, "message": failure.message, "param": failure.param}
         self._end_with("failed")
         self.say("response.failed", response=self.response)

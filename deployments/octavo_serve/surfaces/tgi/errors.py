@@ -12,7 +12,7 @@ _TYPES = {401: "unauthorized", 403: "forbidden", 404: "not_found", 429: "overloa
 def error_body(failure: Failure) -> ErrorBody:
     """A failure in TGI's error format, with its name for the field that is another's here."""
     kind = _TYPES.get(failure.status, "generation" if failure.status >= 500 else "validation")
-    return {"error": failure.message.replace("max_tokens", "max_new_tokens"), "error_type": kind}
+    return {"error": failure.renamed({"max_tokens": "max_new_tokens"}).message, "error_type": kind}
 
 
 ERRORS = Errors(ErrorBody, error_body, {400: 422})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 from octavo.constraint import MAX_GRAMMAR, Grammar, StructuredOutputs, Thinking
@@ -147,10 +148,8 @@ class MessageGrammar:
         if self._calls.written is None:
             return [*tools]
         for tool in tools:
-            if tool.custom:
-                check_sound(None, tool.param, lambda _, tool=tool: self._alone(tool, tool.parameters))
-            elif tool.strict:
-                check_sound(tool.parameters, tool.param, lambda schema, tool=tool: self._alone(tool, schema))
+            if tool.strict:
+                check_sound(None if tool.custom else tool.parameters, tool.param, partial(self._alone, tool))
         return [tool if tool.strict or self._is_sound(tool) else replace(tool, parameters=None) for tool in tools]
 
     def _is_sound(self, tool: CallableTool) -> bool:
@@ -158,7 +157,8 @@ class MessageGrammar:
 
     def _alone(self, tool: CallableTool, parameters: Any) -> str:
         """The grammar of a call of one tool, whatever its name is: many tools have the same schema."""
-        return lark(self._calls.calls([replace(tool, name="f", parameters=parameters)], many=False))
+        named = replace(tool, name="f", parameters=tool.parameters if tool.custom else parameters)
+        return lark(self._calls.calls([named], many=False))
 
     def _content(self, made: Rule) -> Rule:
         """An answer with what opens and closes the content of a message."""

@@ -93,7 +93,7 @@ def test_reasoning_is_for_the_template() -> None:
         ({"reasoning": {"summary": "long"}}, "reasoning.summary", "auto"),
         ({"include": ["all"]}, "include", "reasoning.encrypted_content"),
         ({"top_logprobs": 2}, "top_logprobs", "include"),
-        ({"include": ["message.output_text.logprobs"], "top_logprobs": 21}, "logprobs", "20"),
+        ({"include": ["message.output_text.logprobs"], "top_logprobs": 21}, "top_logprobs", "20"),
         ({"conversation": "conv_1"}, "conversation", "not supported"),
         ({"prompt": {"id": "p"}}, "prompt", "not supported"),
         ({"context_management": [{"type": "compaction"}]}, "context_management", "not supported"),
