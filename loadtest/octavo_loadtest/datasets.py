@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Iterator
 from datetime import datetime
 from itertools import pairwise
@@ -16,6 +17,7 @@ from octavo_loadtest.workloads import Ask, Shape, Talk, fit
 
 MOONCAKE_BLOCK = 512
 MOONCAKE_QUANTUM = 3.0  # s: its time stamps come in batches of this width
+TEXT = "utf-8-sig"  # with or without the mark that spreadsheets put at the beginning
 CHARACTERS_PER_TOKEN = 4.0  # a guess for given text, replaced by the server's count in the record
 
 
@@ -26,7 +28,7 @@ def read(path: Path, shape: Shape) -> Iterator[Talk]:
         LoadTestError: it cannot be read, or is none of the four kinds.
     """
     try:
-        with path.open() as file:
+        with path.open(encoding=TEXT) as file:
             first = file.readline()
     except (OSError, UnicodeDecodeError) as error:
         raise LoadTestError(f"{path} cannot be read: {error}") from None
@@ -34,27 +36,25 @@ def read(path: Path, shape: Shape) -> Iterator[Talk]:
     try:
         for talk in reader(path, shape):
             yield fit(talk, shape.max_tokens)
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise LoadTestError(f"{path} has a line that does not fit: {error!r}") from None
 
 
 def _reader(first: str, path: Path) -> Any:
-    if "ContextTokens" in first:
-        return _azure
-    if "hash_ids" in first:
-        return _mooncake
     if first.lstrip().startswith("["):
         return _sharegpt
     if first.lstrip().startswith("{"):
-        return _plain
+        return _mooncake if '"hash_ids":' in first else _plain  # a prompt with that word has its quotes escaped
+    if "ContextTokens" in first:
+        return _azure
     raise LoadTestError(f"{path} is no ShareGPT JSON, Mooncake JSONL, Azure CSV or JSONL with prompts")
 
 
 def _azure(path: Path, shape: Shape) -> Iterator[Talk]:
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding=TEXT) as file:
         start: datetime | None = None
         for i, row in enumerate(csv.DictReader(file)):
-            time = datetime.fromisoformat(row["TIMESTAMP"][:26].rstrip("Z"))
+            time = datetime.fromisoformat(row["TIMESTAMP"]).replace(tzinfo=None)
             start = start or time
             prompt = Segment(f"s{i}", shape.length(int(row["ContextTokens"])))
             ask = Ask((prompt,), shape.length(int(row["GeneratedTokens"])))
@@ -62,11 +62,14 @@ def _azure(path: Path, shape: Shape) -> Iterator[Talk]:
 
 
 def _mooncake(path: Path, shape: Shape) -> Iterator[Talk]:
-    """Blocks of 512 tokens by their hash; the last one holds what is left. Each batch is spread evenly over its 3 s."""
+    """Blocks of 512 tokens by their hash; the last one holds what is left. Each batch is spread evenly over its 3 s, or
+    over the time to the next."""
     rows = list(_lines(path))
     batches: dict[float, int] = {}
     for row in rows:
         batches[row["timestamp"]] = batches.get(row["timestamp"], 0) + 1
+    stamps = sorted(batches)
+    widths = {stamp: min(MOONCAKE_QUANTUM, (after - stamp) / 1000) for stamp, after in pairwise(stamps)}
     placed: dict[float, int] = {}
     block = shape.length(MOONCAKE_BLOCK)
     for i, row in enumerate(rows):
@@ -77,13 +80,15 @@ def _mooncake(path: Path, shape: Shape) -> Iterator[Talk]:
             if left > 0:
                 segments.append(Segment(f"block{name}", min(block, left)))
             left -= block
-        at = stamp / 1000 + MOONCAKE_QUANTUM * rank / batches[stamp]
+        if left > 0:  # the trace names no block for it
+            segments.append(Segment(f"s{i}", left))
+        at = stamp / 1000 + widths.get(stamp, MOONCAKE_QUANTUM) * rank / batches[stamp]
         yield Talk(f"s{i}", (Ask(tuple(segments), shape.length(row["output_length"])),), at)
 
 
 def _sharegpt(path: Path, shape: Shape) -> Iterator[Talk]:
     """A question with the length of its answer; questions are sent unchanged."""
-    for i, row in enumerate(json.loads(path.read_text())):
+    for i, row in enumerate(json.loads(path.read_text(encoding=TEXT))):
         turns = [(turn["from"], turn["value"]) for turn in row["conversations"]]
         asks: list[Ask] = []
         for (who, question), (other, answer) in pairwise(turns):
@@ -101,17 +106,27 @@ def _plain(path: Path, shape: Shape) -> Iterator[Talk]:
             segment = _given(f"s{i}", row["prompt"])
         else:
             segment = Segment(f"s{i}", shape.length(row["input_length"]))
-        yield Talk(f"s{i}", (Ask((segment,), output),), row.get("at"))
+        yield Talk(f"s{i}", (Ask((segment,), output),), _time(row.get("at")))
+
+
+def _time(given: Any) -> float | None:
+    if given is None:
+        return None
+    if not math.isfinite(given):
+        raise ValueError(f"{given} is no time")
+    return float(given)
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open() as file:
+    with path.open(encoding=TEXT) as file:
         for line in file:
             if line.strip():
                 yield json.loads(line)
 
 
 def _given(key: str, text: str) -> Segment:
+    if not isinstance(text, str):
+        raise TypeError(f"{text!r:.80} is no text")
     return Segment(key, _guess(text), text)
 
 

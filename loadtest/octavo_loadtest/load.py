@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -29,11 +30,13 @@ class Load:
 
     def __post_init__(self) -> None:
         for name in ("rate", "scale", "time_scale"):
-            if not getattr(self, name) > 0:
-                raise LoadTestError(f"{name} must be above 0, not {getattr(self, name)}")
-        for name in ("concurrency", "requests", "duration", "max_tokens", "think", "warmup", "drain"):
-            if getattr(self, name) < 0:
-                raise LoadTestError(f"{name} must not be negative")
+            if not 0 < getattr(self, name) < math.inf:
+                raise LoadTestError(f"{name} must be above 0 and finite, not {getattr(self, name)}")
+        for name in ("concurrency", "requests", "duration", "max_tokens", "think", "warmup", "drain", "seed"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise LoadTestError(f"{name} must be a number from 0 on, not {getattr(self, name)}")
+        if self.max_tokens == 1:
+            raise LoadTestError("max_tokens must leave room for a prompt and an answer: 2 or more, or 0 for no limit")
         if self.processes < 1:
             raise LoadTestError("at least one process must send")
 
@@ -54,7 +57,7 @@ def from_dict(values: dict[str, Any]) -> Load:
         raise LoadTestError(f"a load has no {', '.join(sorted(unknown))}; it has {', '.join(known)}")
     try:
         return Load(**{key: known[key](value) for key, value in values.items()})
-    except ValueError as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise LoadTestError(f"load {values}: {error}") from None
 
 

@@ -72,6 +72,8 @@ def make(load: Load) -> Plan:
     talks = list(_talks(load, law, rng))
     if not talks:
         raise LoadTestError(f"the workload {load.workload} has no request for this load; raise duration or requests")
+    if law.name == "replay":  # a trace may be sorted by something else; who waits for a later one would send late
+        talks.sort(key=lambda talk: talk.at or 0.0)
     at = _times(load, law, talks, rng_times)
     talks = talks[: len(at)]
     return Plan(load, law, tuple(_number(talks, at, load.limit)))
@@ -85,7 +87,8 @@ def arrivals_of(load: Load) -> laws.Arrivals:
     elif load.concurrency:
         law = laws.Arrivals("closed")
     elif Path(load.workload).suffix:
-        law = laws.Arrivals("replay" if next(read(Path(load.workload), Shape())).at is not None else "poisson")
+        first = next(read(Path(load.workload), Shape()), None)
+        law = laws.Arrivals("replay" if first is not None and first.at is not None else "poisson")
     else:
         law = laws.parse(preset(load.workload)["arrivals"])
     if law.name == "closed" and not load.concurrency:

@@ -113,7 +113,8 @@ def _shorten(ask: Ask, limit: int) -> Ask:
     for segment in ask.segments:
         tokens = min(segment.tokens, room)
         if tokens > 0:
-            kept.append(replace(segment, tokens=tokens))
+            text = segment.text[: len(segment.text) * tokens // segment.tokens]
+            kept.append(replace(segment, tokens=tokens, text=text))
         room -= tokens
     return replace(ask, segments=tuple(kept), output_tokens=output)
 

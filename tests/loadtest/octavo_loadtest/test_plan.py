@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from octavo_loadtest import plan
 from octavo_loadtest.errors import LoadTestError
-from octavo_loadtest.load import Load, from_dict
+from octavo_loadtest.load import Load
 from octavo_loadtest.text import Calibration, Segment
 from octavo_loadtest.workloads import presets
 
@@ -104,12 +104,6 @@ def test_what_makes_no_sense_is_refused() -> None:
         plan.make(Load(arrivals="closed"))
     with pytest.raises(LoadTestError, match="brings no times"):
         plan.make(Load(arrivals="replay"))
-    with pytest.raises(LoadTestError, match="rate"):
-        Load(rate=0)
-    with pytest.raises(LoadTestError, match="no colour"):
-        from_dict({"colour": 1})
-    with pytest.raises(LoadTestError, match="many"):
-        from_dict({"requests": "many"})
 
 
 PASSAGES = st.builds(Segment, st.sampled_from("abc"), st.integers(1, 4))
@@ -149,3 +143,57 @@ def test_a_workload_without_a_request(tmp_path: Path) -> None:
     file.write_text('{"input_length": 9, "output_length": 2, "at": 5}\n')
     with pytest.raises(LoadTestError, match="has no request for this load"):
         plan.make(Load(workload=str(file), duration=1))
+
+
+def trace(folder: Path, *at: float) -> str:
+    file = folder / "trace.jsonl"
+    file.write_text(
+        "".join(f'{{"input_length": {i + 3}, "output_length": 2, "at": {time}}}\n' for i, time in enumerate(at))
+    )
+    return str(file)
+
+
+def test_a_trace_is_sent_in_the_order_of_its_times(tmp_path: Path) -> None:
+    """Who waits for the later one first sends the other late, and the client was called too slow for it."""
+    made = plan.make(Load(workload=trace(tmp_path, 9, 5, 7)))
+    assert [(session.name, session.at) for session in made.sessions] == [("s1", 0.0), ("s2", 2.0), ("s0", 4.0)]
+    assert [session.requests[0].prompt_tokens for session in made.sessions] == [4, 5, 3]
+    assert made.span == 4.0
+
+
+@pytest.mark.parametrize(("content", "name"), [("[]", "chats.json"), ('[{"conversations": []}]', "chats.json"),
+                                               ("TIMESTAMP,ContextTokens,GeneratedTokens\n", "trace.csv")])  # fmt: skip
+def test_a_file_that_asks_for_nothing(content: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(LoadTestError, match="has no request for this load"):
+        plan.make(Load(workload=str(tmp_path / name)))
+
+
+def test_a_files_own_times_are_kept_only_where_they_are_wanted(tmp_path: Path) -> None:
+    workload = trace(tmp_path, 0, 50, 100)
+    assert [session.at for session in plan.make(Load(workload=workload, arrivals="constant", rate=4)).sessions] == [
+        0.0, 0.25, 0.5,
+    ]  # fmt: skip
+    assert str(plan.make(Load(workload=workload, concurrency=2)).arrivals) == "closed"
+    assert [session.at for session in plan.make(Load(workload=workload, duration=60)).sessions] == [0.0, 50.0]
+    assert [session.at for session in plan.make(Load(workload=workload, duration=60, time_scale=0.5)).sessions] == [
+        0.0, 25.0, 50.0,
+    ]  # fmt: skip
+
+
+def test_the_last_session_is_cut_where_the_requests_end() -> None:
+    """All turns that are planned are sent; those behind the limit are none, and neither is a session without any."""
+    whole = plan.make(Load(workload="chat-sharegpt", requests=60))
+    for limit in range(1, 12):
+        cut = plan.make(Load(workload="chat-sharegpt", requests=limit))
+        assert cut.requests == limit
+        flat = [request for session in whole.sessions for request in session.requests][:limit]
+        assert [request for session in cut.sessions for request in session.requests] == flat
+
+
+def test_seeds_of_repeats_do_not_meet_those_of_a_sweep() -> None:
+    """A sweep's i-th point has the seed of repeat 100 i: with up to 100 repeats no two runs are the same."""
+    load = Load(seed=3)
+    seeds = [plan.reseed(plan.reseed(load, 100 * i), repeat).seed for i in range(20) for repeat in range(100)]
+    assert len(set(seeds)) == len(seeds)
+    assert plan.reseed(load, 0) == load

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo_loadtest import workloads
@@ -121,3 +121,96 @@ def test_unknown_names_are_refused() -> None:
 
 def test_every_preset_says_where_it_comes_from() -> None:
     assert all({"about", "source", "arrivals", "output"} <= set(preset) for preset in workloads.presets().values())
+
+
+# ---- what every generator keeps to -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(set(workloads.presets()) - {"mooncake-chat"}))
+def test_what_a_session_ends_with_is_its_own(name: str) -> None:
+    """A prefix or a system prompt may be many sessions'. (In a tree a prompt may be a part of the system block.)"""
+    found = talks(name, 60, shape=Shape(scale=0.2))
+    assert [talk.name for talk in found] == [f"s{i}" for i in range(60)]
+    own = [ask.segments[-1].key for talk in found for ask in talk.asks]
+    assert len(set(own)) == len(own)
+    assert [key.split(".")[0] for key in own] == [talk.name for talk in found for _ in talk.asks]
+    assert all(segment.tokens >= 1 for talk in found for ask in talk.asks for segment in ask.segments)
+
+
+@pytest.mark.parametrize("name", sorted(workloads.presets()))
+def test_a_longer_plan_begins_with_the_shorter_one(name: str) -> None:
+    """A generator looks at nothing but its seed: neither at how many are taken, nor at another that runs beside it."""
+    whole = talks(name, 40, seed=3)
+    assert talks(name, 11, seed=3) == whole[:11]
+    one, two = (workloads.generate(name, np.random.default_rng(3), FULL, 10.0) for _ in range(2))
+    mixed = [next(each) for _ in range(11) for each in (one, two)]
+    assert mixed[::2] == mixed[1::2] == whole[:11]
+
+
+@pytest.mark.parametrize("name", sorted(workloads.presets()))
+@pytest.mark.parametrize("limit", [2, 33, 700])
+def test_no_preset_leaves_its_context(name: str, limit: int) -> None:
+    for talk in talks(name, 25, shape=Shape(max_tokens=limit)):
+        used = 0
+        for ask in talk.asks:
+            used += sum(segment.tokens for segment in ask.segments) + ask.output_tokens
+            assert ask.segments
+            assert ask.output_tokens >= 1
+        assert used <= limit
+
+
+def test_thinking_is_scaled_and_comes_before_no_first_turn() -> None:
+    plain, twice, never = (talks("chat-sharegpt", 40, shape=Shape(think=factor)) for factor in (1.0, 2.0, 0.0))
+    for a, b, c in zip(plain, twice, never, strict=True):
+        assert a.asks[0].think == 0
+        assert [ask.think for ask in b.asks] == [2 * ask.think for ask in a.asks]
+        assert {ask.think for ask in c.asks} == {0.0}
+        assert [ask.segments for ask in a.asks] == [ask.segments for ask in b.asks]
+
+
+def test_a_law_of_prefixes() -> None:
+    """Zipf with exponent 1 over four prefixes: shares of 12, 6, 4 and 3 of 25; without an exponent a fourth each."""
+    numbers = {"prefixes": [10, 20, 30, 40], "zipf": 1.0, "first": {"constant": 5}, "output": {"constant": 2}}
+    for law, shares in ((numbers, [12, 6, 4, 3]), ({**numbers, "zipf": 0.0}, [25 / 4] * 4)):
+        made = islice(workloads._shared(law, np.random.default_rng(1), FULL, 1.0), 4000)
+        prefixes = [talk.asks[0].segments[0] for talk in made]
+        for i, share in enumerate(shares):
+            assert sum(each.key == f"prefix{i}" for each in prefixes) / 4000 == pytest.approx(share / 25, abs=0.03)
+        assert {each.key: each.tokens for each in prefixes} == {f"prefix{i}": 10 * (i + 1) for i in range(4)}
+
+
+def test_a_tree_grows_on_the_longest_prompt_that_fits() -> None:
+    a, b, c = ((Segment("a", 10),), (Segment("a", 10), Segment("b", 20)), (Segment("c", 31),))
+    assert workloads._closest([a, b, c], 31) == c
+    assert workloads._closest([a, b, c], 30) == b
+    assert workloads._closest([a, b, c], 29) == a
+    assert workloads._closest([a, b, c], 9) is None
+
+
+def test_a_tree_of_which_every_prompt_extends_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an extension of 7 on prompts of 20, 27, 34 each is one more level of the same branch."""
+    numbers = {"system": 6, "extends": 1.0, "first": {"lengths": [20, 27, 34, 5, 3]}, "extension": {"constant": 7},
+               "output": {"constant": 1}}  # fmt: skip
+    drawn = workloads._drawn
+    monkeypatch.setattr(
+        workloads, "_drawn", lambda law, rng: iter(law["lengths"]) if "lengths" in law else drawn(law, rng)
+    )
+    found = [t.asks[0].segments for t in islice(workloads._tree(numbers, np.random.default_rng(0), FULL, 1.0), 5)]
+    assert [[(s.key, s.tokens) for s in segments] for segments in found] == [
+        [("system", 6), ("s0", 14)],
+        [("system", 6), ("s0", 14), ("s1", 7)],
+        [("system", 6), ("s0", 14), ("s1", 7), ("s2", 7)],
+        [("system", 5)],  # shorter than the system block: a part of it
+        [("system", 3)],
+    ]
+
+
+@given(st.floats(0.5, 20), st.floats(0.3, 5))
+@settings(max_examples=20)
+def test_a_clients_times_rise_and_keep_its_rate(rate: float, cv: float) -> None:
+    """4,000 gaps: their mean is within five standard errors, cv / sqrt(4000) each; beyond a block of 64 too."""
+    at = np.array(list(islice(workloads._renewals(rate, cv, np.random.default_rng(0)), 4000)))
+    assert (np.diff(at) >= 0).all()
+    assert np.diff(at).mean() * rate == pytest.approx(1, abs=5 * cv / 4000**0.5)
+    assert np.diff(at).std() * rate == pytest.approx(cv, rel=0.35)
+    assert at[0] >= 0
