@@ -30,7 +30,7 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # torch's threads would spin while they wait, which on shared cores takes them from whoever has work.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-if "PYTEST_XDIST_WORKER" in os.environ:  # each of the two processes has its core
+if "PYTEST_XDIST_WORKER" in os.environ:  # the processes have all cores between them
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]  # ids 256, 257 and 258, after the 256 bytes
@@ -156,11 +156,12 @@ _OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """`-n auto`, as in `make test`: two processes; none but this one for chosen tests, or where there is one core."""
+    """`-n auto`, as in `make test`: three processes, of which the one with Ray's tests mostly waits; none but this one
+    for chosen tests, or where there is one core."""
     chosen = config.args_source is not pytest.Config.ArgsSource.TESTPATHS or config.option.keyword
-    # sets have one order in both, for tests' names may come of them; each run another
+    # sets have one order in all, for tests' names may come of them; each run another
     os.environ.setdefault("PYTHONHASHSEED", str(random.randrange(2**32)))
-    return 0 if chosen or available_cores() == 1 else 2
+    return 0 if chosen or available_cores() == 1 else 3
 
 
 @pytest.hookimpl(trylast=True)
