@@ -47,6 +47,9 @@ of others saves their steps nothing. Recorded answers of four streams had 1.027 
 _PROBE_AFTER = 64
 """Steps, or guesses of a sequence, that are not worth a row between two that are tried all the same."""
 
+_FEWER_AFTER = 16
+"""Proposals of several guesses between two of which one has fewer."""
+
 _STAIR = 4
 """Guesses of which none may pay alone, but all together: kernels take rows in fours."""
 
@@ -98,6 +101,7 @@ class Speculation:
         self._tokens = self._seconds = 0.0  # of the step, with what is proposed in it
         self._shut = 0  # steps in a row in which even a certain token was not worth a row
         self._probes = False  # whether the next guess is verified whatever it is worth
+        self._several = 0  # proposals of more than one
         self._checking = 0.0  # seconds that one guess under a grammar takes before the step
 
     def begin(self, running: list[Sequence], room: int) -> bool:
@@ -147,6 +151,9 @@ class Speculation:
             if state.misses % _PROBE_AFTER and not self._probes:
                 return []
             count = 1
+        elif count > 1:  # fewer may be as good: what they take must stay known
+            self._several += 1
+            count = 1 + self._several // _FEWER_AFTER % count if self._several % _FEWER_AFTER == 0 else count
         self._probes = False  # one sequence is enough
         return state.guesses(count)
 

@@ -49,6 +49,8 @@ class SuffixIndex:
         heads, before, tokens = self._heads, self._before, self.tokens
         mask, first = len(heads) - 1, len(before)
         until = min(until, self.most)
+        if until - first < GRAM:
+            return  # nothing is new, as mostly
         for gram in zip(tokens[first:until], tokens[first + 1 : until], tokens[first + 2 : until], strict=False):
             slot = hash(gram) & mask  # that of integers is the same in every process
             before.append(heads[slot])
