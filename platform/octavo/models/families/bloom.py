@@ -10,7 +10,7 @@ from octavo.models.spec import NO_ROPE
 _BLOOM: Config = {
     "vocab_size": 250_880, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 8,
     "max_position_embeddings": 2048, "intermediate_size": None, "rms_norm_eps": 1e-5,
-    "hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 2,
+    "tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 _FALCON: Config = {
     "vocab_size": 65_024, "hidden_size": 4544, "num_hidden_layers": 32, "num_attention_heads": 71,
@@ -52,7 +52,7 @@ def _plain(config: Config, bias: bool) -> Fields:
 
 def _bloom(config: Config) -> Fields:
     alibi = {"rope": NO_ROPE, "alibi_slopes": alibi_slopes(config["num_attention_heads"])}
-    return _plain(config, bias=True) | alibi | {"embedding_norm": True}
+    return _plain(config, bias=True) | alibi | {"embedding_norm": True, "activation": "gelu_tanh"}
 
 
 def _falcon(config: Config) -> Fields:

@@ -58,7 +58,8 @@ def _settings(config: Config) -> Config:
 def _lfm2(config: Config) -> Fields:
     recurrent = tuple(i for i, kind in enumerate(config["layer_types"]) if kind != "full_attention")
     conv = ShortConv(config["hidden_size"], config["conv_L_cache"], bool(config["conv_bias"]))
-    return {"qk_norm": True, "recurrent": recurrent, "recurrence": conv if recurrent else None}
+    own = {"qk_norm": True, "activation": "silu"}  # whatever the config says
+    return own | {"recurrent": recurrent, "recurrence": conv if recurrent else None}
 
 
 def _lfm2_moe(config: Config) -> Fields:

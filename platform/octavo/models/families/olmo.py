@@ -37,7 +37,8 @@ _NAMES = Names(parts=_POST_NORMS)
 
 
 def _olmo(config: Config) -> Fields:
-    return {"layer_norm": True, "norm_weights": False, "qkv_clip": config["clip_qkv"], "mlp_bias": False}
+    norms = {"layer_norm": True, "norm_weights": False, "norm_eps": 1e-5}  # whatever the config says
+    return norms | {"qkv_clip": config["clip_qkv"], "mlp_bias": False}
 
 
 def _olmo2(_config: Config) -> Fields:

@@ -8,7 +8,7 @@ from octavo.models.spec import NO_ROPE
 
 _DEFAULTS: Config = {
     "vocab_size": 50_272, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
-    "num_attention_heads": 12, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "hidden_act": "relu",
+    "num_attention_heads": 12, "max_position_embeddings": 2048, "hidden_act": "relu",
     "enable_bias": True, "word_embed_proj_dim": None, "tie_word_embeddings": True, "bos_token_id": 2,
     "eos_token_id": 2,
 }  # fmt: skip
@@ -32,7 +32,7 @@ def _fields(config: Config) -> Fields:
         raise ModelError("word_embed_proj_dim differs from hidden_size, which is not supported")
     positions, biases = config["max_position_embeddings"] + 2, ("qkv_bias", "out_bias", "mlp_bias")
     learned = {"positions": positions, "position_offset": 2, "rope": NO_ROPE}
-    kind = {"layer_norm": True, "norm_bias": True, "gated": False}
+    kind = {"layer_norm": True, "norm_bias": True, "norm_eps": 1e-5, "gated": False}  # whatever the config says
     return learned | kind | dict.fromkeys(biases, bool(config["enable_bias"]))
 
 

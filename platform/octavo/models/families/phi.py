@@ -14,8 +14,8 @@ _PHI: Config = {
 _PHI3: Config = {
     "vocab_size": 32_064, "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32,
     "num_attention_heads": 32, "max_position_embeddings": 4096, "original_max_position_embeddings": 4096,
-    "rms_norm_eps": 1e-5, "use_sliding_window": True, "sliding_window": None, "bos_token_id": 1,
-    "eos_token_id": 32_000,
+    "rms_norm_eps": 1e-5, "use_sliding_window": True, "sliding_window": None,
+    "partial_rotary_factor": 1.0, "bos_token_id": 1, "eos_token_id": 32_000,
 }  # fmt: skip
 
 

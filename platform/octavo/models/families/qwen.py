@@ -21,6 +21,9 @@ _QWEN3_MOE: Config = _QWEN2 | {
     "num_experts": 128, "num_local_experts": None, "num_experts_per_tok": 8, "moe_intermediate_size": 768,
 }  # fmt: skip
 
+_NO_WINDOWS = {"use_sliding_window": (False,)}
+"""Of mixtures, where transformers has them in other layers than `max_window_layers` says; Qwen's own have none."""
+
 EXPERTS = {
     "router": "mlp.gate",
     "expert_gate": "mlp.experts.{}.gate_proj",
@@ -77,6 +80,7 @@ FAMILIES = (
         title="Qwen 2 with experts",
         fields=_qwen2_moe,
         defaults=_QWEN2_MOE,
+        only=_NO_WINDOWS,
         names=Names(parts=EXPERTS),
         gguf=Gguf(architecture="qwen2moe", config=_qwen2_moe_gguf, parts=GGUF_SHARED_EXPERT),
     ),
@@ -85,6 +89,7 @@ FAMILIES = (
         title="Qwen 3 with experts",
         fields=_qwen3_moe,
         defaults=_QWEN3_MOE,
+        only=_NO_WINDOWS,
         names=Names(parts=EXPERTS),
         gguf=Gguf(architecture="qwen3moe", config=lambda meta, config: {"norm_topk_prob": True}),
     ),

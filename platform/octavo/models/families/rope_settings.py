@@ -35,6 +35,12 @@ def _rope_parameters(config: Config, layer_type: str) -> Config:
     return kept | parameters | (config.get("rope_scaling") or {})
 
 
+def rotary_settings(config: Config) -> list[Config]:
+    """Every dictionary of a config that holds rotary settings."""
+    outer = [found for key in ("rope_parameters", "rope_scaling") if isinstance(found := config.get(key), dict)]
+    return outer + [inner for each in outer for inner in each.values() if isinstance(inner, dict)]
+
+
 def local_rope(config: Config, head_dim: int) -> Rope | None:
     """That of layers with a window; None if it is the same."""
     per_type = config.get("rope_parameters") or {}

@@ -10,7 +10,7 @@ from typing import Any
 
 from octavo.errors import ModelError
 from octavo.models.families.record import Config, Family, Fields
-from octavo.models.families.rope_settings import global_rope, local_rope, max_positions
+from octavo.models.families.rope_settings import global_rope, local_rope, max_positions, rotary_settings
 from octavo.models.quantization import check_stored
 from octavo.models.spec import Activation
 
@@ -46,6 +46,7 @@ _NO_EFFECT: dict[str, tuple[object, ...]] = {
     "clip_qkv": (None,),
     "embedding_multiplier": (None, 1),
     "final_logit_softcapping": (None, 0),
+    "is_causal": (True, None),
     "is_encoder_decoder": (False, None),
     "kv_lora_rank": (None, 0),
     "logit_scale": (None, 1),
@@ -55,6 +56,7 @@ _NO_EFFECT: dict[str, tuple[object, ...]] = {
     "num_experts": (None, 0, 1),
     "num_local_experts": (None, 0, 1),
     "parallel_attn": (False, None),
+    "partial_rotary_factor": (None, 1),
     "qk_layernorm": (False, None),
     "residual_multiplier": (None, 1),
     "use_bidirectional_attention": (False, None),
@@ -63,6 +65,10 @@ _NO_EFFECT: dict[str, tuple[object, ...]] = {
 }
 """Settings that change what some families compute, and the values with which they do not. A family whose `defaults`
 lack one does not read it."""
+
+_WINDOWED = ("layer_types", "max_window_layers", "sliding_window_pattern")
+"""Settings that say which layers have a window. Those that a family's `defaults` lack are passed over, as transformers
+does: they are leftovers of the family that a checkpoint was made of."""
 
 _ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
@@ -84,6 +90,9 @@ def complete(config: Config, family: Family) -> Config:
     """
     given = config | {usual: config[own] for own, usual in family.keys.items() if config.get(own) is not None}
     given = {name: value for name, value in given.items() if value is not None or name not in _NEVER_NONE}
+    if own := {name for name in _WINDOWED if name in family.defaults}:
+        own.add("layer_types")
+    given = {name: value for name, value in given.items() if name not in _WINDOWED or name in own}
     config = DEFAULTS | family.defaults | given
     config |= family.settings(config)
     _refuse_unsupported(config, family)
@@ -176,10 +185,12 @@ def _refuse_unsupported(config: Config, family: Family) -> None:
     if quantized := quantization_config(config):
         check_stored(quantized)
     foreign = {key: values for key, values in _NO_EFFECT.items() if key not in family.defaults}
+    rotary = rotary_settings(config) if "partial_rotary_factor" in foreign else []
     for key, supported in (foreign | dict(family.only)).items():
-        if key in config and config[key] not in supported:
-            kind, value = config["model_type"], repr(config[key])[:80]
-            raise ModelError(f"{key} {value} is not supported in models of type {kind!r}, only {supported[0]!r}")
+        for found in [config, *(rotary if key == "partial_rotary_factor" else [])]:
+            if key in found and found[key] not in supported:
+                kind, value = config["model_type"], repr(found[key])[:80]
+                raise ModelError(f"{key} {value} is not supported in models of type {kind!r}, only {supported[0]!r}")
 
 
 def _activation(config: Config) -> Activation:

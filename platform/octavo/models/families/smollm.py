@@ -8,8 +8,8 @@ from octavo.models.families.record import Config, Family, Fields, Gguf
 _DEFAULTS: Config = {
     "vocab_size": 128_256, "hidden_size": 2048, "intermediate_size": 11_008, "num_hidden_layers": 36,
     "num_attention_heads": 16, "num_key_value_heads": 4, "max_position_embeddings": 32_768, "rope_theta": 2e6,
-    "tie_word_embeddings": True, "no_rope_layers": None, "no_rope_layer_interval": 4, "bos_token_id": 128_000,
-    "eos_token_id": 128_001,
+    "tie_word_embeddings": True, "no_rope_layers": None, "no_rope_layer_interval": 4, "layer_types": None,
+    "bos_token_id": 128_000, "eos_token_id": 128_001,
 }  # fmt: skip
 
 

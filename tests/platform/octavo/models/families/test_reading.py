@@ -92,6 +92,7 @@ VARIATIONS = [
     ("mistral", {"sliding_window": None}),
     ("mistral", {"sliding_window": 1024, "head_dim": 64}),
     ("mixtral", {"sliding_window": 1024}),
+    ("phi3", {"sliding_window": 512, "partial_rotary_factor": 0.5}),
     ("qwen2", {"use_sliding_window": True}),
     ("qwen2", {"use_sliding_window": True, "sliding_window": None}),
     ("qwen2", {"use_sliding_window": True, "max_window_layers": 0}),
@@ -261,12 +262,30 @@ def test_first_gemma_configs_say_gelu_and_mean_tanh():
         ({"model_type": "smollm3", "layer_types": ["sliding_attention"] * 32}, "layers with a window are not"),
         ({"model_type": "gptj", "tie_word_embeddings": True}, "is the embedding table and has a bias"),
         ({"head_dim": 7}, "rotary positions over 7 of 7"),
-        ({"partial_rotary_factor": 2.0}, "rotary positions over 256 of 128"),
+        ({"model_type": "glm", "partial_rotary_factor": 2.0}, "rotary positions over 256 of 128"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported in models of type 'llama'"),
+        ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5 is not"),
+        ({"is_causal": False}, "is_causal False is not supported"),
+        ({"model_type": "qwen3_moe", "use_sliding_window": True}, "use_sliding_window True is not supported"),
     ],
 )
 def test_what_is_not_supported_is_named(change, named):
     with pytest.raises(ModelError, match=named):
         spec_from_config(LLAMA_2 | change)
+
+
+def test_what_a_familys_code_fixes_no_config_changes():
+    assert spec_from_config({"model_type": "olmo", "rms_norm_eps": 0.1}).norm_eps == 1e-5
+    assert spec_from_config({"model_type": "opt", "rms_norm_eps": 0.1}).norm_eps == 1e-5
+    assert spec_from_config({"model_type": "bloom", "hidden_act": "relu"}).activation == "gelu_tanh"
+    assert spec_from_config({"model_type": "lfm2", "hidden_act": "gelu"}).activation == "silu"
+
+
+@pytest.mark.parametrize("model_type", ["mistral", "phi3"])
+def test_windows_that_another_family_would_have_are_passed_over(model_type):
+    config = {"model_type": model_type, "sliding_window": 8, "num_hidden_layers": 3}
+    leftovers = {"max_window_layers": 2, "sliding_window_pattern": 2, "layer_types": ["full_attention"] * 3}
+    assert spec_from_config(config | leftovers).windows == (8, 8, 8)
 
 
 def test_unknown_layer_types_are_named():
