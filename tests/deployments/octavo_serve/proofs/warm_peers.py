@@ -10,8 +10,8 @@ as the first shard does one after the other (`--rate` a second where that is giv
 round), each with one of these prompts and `--question` tokens of its own, the same ones at the same times, and the
 autoscaler adds a shard.
 
-Told are first tokens of the requests that came within a minute from the first one that the second shard answered, and
-of those before; what those of the minute waited for on average, by what `/v1/requests/{id}/explain` says of each; by
+Told are first tokens of the requests that came within a minute from when the second shard was there, and of those
+before; what those of the minute waited for on average, by what `/v1/requests/{id}/explain` says of each; by
 which shard they were answered, and how many blocks were fetched. Exit code 1 if a request failed, a token differs
 between any two rounds, no second shard came, or the 90th percentile cold is not 1.5 times the one warm. The last line
 is JSON.
@@ -43,9 +43,9 @@ BETTER = 1.5
 MINUTE = 60.0
 PIECE = 250
 """Tokens by which a system prompt grows."""
-PAUSE = 1.5
+PAUSE = 3.0
 """Of the time that a piece took."""
-SCALED = {"min": 1, "max": 2, "warm": 1, "ttft": 4, "drain_within": 4, "utilization": 0.6, "down_after": 600}
+SCALED = {"min": 1, "max": 2, "warm": 1, "ttft": 4, "drain_within": 4, "utilization": 1.0, "down_after": 600}
 
 
 def main() -> None:
@@ -55,7 +55,7 @@ def main() -> None:
     options.add_argument("--system", type=int, default=2000, help="tokens of a system prompt")
     options.add_argument("--question", type=int, default=40, help="tokens after it")
     options.add_argument("--answer", type=int, default=16, help="tokens")
-    options.add_argument("--load", type=float, default=1.6, help="of what one shard does, one request after the other")
+    options.add_argument("--load", type=float, default=2.0, help="of what one shard does, one request after the other")
     options.add_argument("--rate", type=float, help="requests a second")
     options.add_argument("--seconds", type=float, default=75.0)
     given = options.parse_args()
@@ -102,20 +102,21 @@ class Answer:
 
 @dataclass(slots=True)
 class Round:
-    """What came of a burst; `fetched` counts blocks, `waited` seconds before first tokens, by what they were for."""
+    """What came of a burst.
+
+    Attributes:
+        fetched: blocks.
+        second: when the second shard was there; inf where it did not come.
+        waited: seconds before first tokens, by what they were for.
+    """
 
     answers: list[Answer]
     fetched: float
+    second: float
     waited: dict[str, float]
 
-    @property
-    def second(self) -> float:
-        """When the first request was sent that another shard answered than the very first one; inf where none was."""
-        others = [each.sent for each in self.answers if each.shard != self.answers[0].shard]
-        return min(others, default=float("inf"))
-
     def after(self) -> list[Answer]:
-        """Those who came within a minute after the second shard's first one."""
+        """Those who came within a minute after the second shard."""
         return [each for each in self.answers if self.second <= each.sent < self.second + MINUTE]
 
     def waits(self) -> tuple[list[float], list[float]]:
@@ -148,10 +149,20 @@ async def one_round(server: RunningServer, given: argparse.Namespace) -> Round:
             asked.append(
                 asyncio.create_task(ask(http, server.model, prompt, given.answer, begun + number / given.rate))
             )
+        looking = asyncio.create_task(second_shard(http))
         answers = await asyncio.gather(*asked)
-        found = Round(answers, await metric(http, "octavo_peer_blocks_read_total"), {})
+        second = looking.result() if looking.done() else float("inf")
+        looking.cancel()
+        found = Round(answers, await metric(http, "octavo_peer_blocks_read_total"), second, {})
         found.waited = await explained(http, found.after())
         return found
+
+
+async def second_shard(http: httpx.AsyncClient) -> float:
+    """When it was there."""
+    while await metric(http, "octavo_shards") < 2:
+        await asyncio.sleep(0.2)
+    return time.perf_counter()
 
 
 async def ask_alone(http: httpx.AsyncClient, model: str, prompt: list[int], answer: int) -> float:
