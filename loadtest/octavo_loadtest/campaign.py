@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -28,6 +29,7 @@ from octavo_loadtest.text import Calibration
 
 Document = dict[str, Any]
 Point = dict[str, Any]
+MOST_CHARACTERS = 60  # of a run's name that are in its folder's: 255 bytes is the most that file systems take
 INTERRUPTED = "interrupted"
 """Why a document's campaign stopped, if Ctrl-C did it."""
 
@@ -48,6 +50,14 @@ class Judging:
     definitions: str = "octavo"
     price: float = 0.0  # $/h
     repeats: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.attainment <= 1:
+            raise LoadTestError(f"attainment is a share above 0 and up to 1, not {self.attainment:g}")
+        if not 0 <= self.price < math.inf:
+            raise LoadTestError(f"price must be a number from 0 on, not {self.price:g}")
+        if self.repeats < 1:
+            raise LoadTestError(f"repeats must be 1 or more, not {self.repeats}")
 
 
 def summary_of(run: Run, judging: Judging) -> dict[str, Any]:
@@ -75,6 +85,7 @@ class Campaign:
         self._folder = folder
         self._console = console
         self._count = count
+        self._names: set[str] = set()  # of the folders of its runs
 
     def point(self, name: str, value: float, load: Load) -> Point:
         """Measure one setting `repeats` times, each with a fresh seed and salt.
@@ -89,7 +100,7 @@ class Campaign:
             run = self._measured(title, reseed(load, repeat))
             whole = run is not None and not run.interrupted
             if run is not None:
-                store.save(self._folder / _file_name(f"{name}-{repeat + 1}"), run)
+                store.save(self._folder / self._file_name(name, repeat), run)
                 summaries += [store.plain(summary_of(run, self._judging))] if run.records else []
             if not whole:
                 break
@@ -99,6 +110,15 @@ class Campaign:
         if not whole:
             raise Interrupted(points)
         return points[0]
+
+    def _file_name(self, name: str, repeat: int) -> str:
+        """Of a run's folder. Two rates of a search may have the same three digits, and no run replaces another."""
+        plain = re.sub(r"[^\w.]+", "-", name).strip("-")[:MOST_CHARACTERS]
+        made = f"{plain}-{repeat + 1}".strip("-")
+        while made in self._names:
+            made += "-again"
+        self._names.add(made)
+        return made
 
     def _measured(self, title: str, load: Load) -> Run | None:
         """None: it was interrupted before it began."""
@@ -207,10 +227,6 @@ def cut_short(document: Document) -> Document:
 
 def _probe_name(rate: float, attempt: int) -> str:
     return f"{rate:.3g}/s" + (" again" if attempt else "")
-
-
-def _file_name(name: str) -> str:
-    return re.sub(r"[^\w.]+", "-", name).strip("-")
 
 
 def compare(named: list[tuple[str, Document]]) -> Document:

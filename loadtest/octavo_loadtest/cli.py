@@ -7,19 +7,21 @@ import json
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from octavo_loadtest import keys, matrix, report, search, slo, store, workloads
 from octavo_loadtest.campaign import INTERRUPTED, Campaign, Document, Judging, compare, summary_of
 from octavo_loadtest.errors import LoadTestError
 from octavo_loadtest.figures import missed, point
-from octavo_loadtest.job import PATHS, Target
+from octavo_loadtest.job import Target
 from octavo_loadtest.load import Load
 from octavo_loadtest.metrics import DEFINITIONS
 from octavo_loadtest.server import find_model, prepare
@@ -111,7 +113,7 @@ def _or_exit(action: Callable[[], T]) -> T:
     except KeyboardInterrupt:
         out.print("Interrupted before anything was measured")
         raise typer.Exit(130) from None
-    except LoadTestError as error:
+    except (LoadTestError, OSError) as error:  # a folder that cannot be written, a port that is taken
         out.print("[bold red]Cannot run:[/]", end=" ")
         out.print(str(error), markup=False, soft_wrap=True)
         raise typer.Exit(2) from None
@@ -200,6 +202,7 @@ def _campaign(common: Common, kind: str, act: Callable[[Campaign], Document], ju
         judging = _judging(common)
         count = counter(common.tokenizer) if common.tokenizer else None
         target, calibration = prepare(_target(common))
+        folder.mkdir(parents=True, exist_ok=True)  # before the run: one that cannot be kept is not worth its time
         return act(Campaign(target, calibration, judging, folder, out, count))
 
     _finish(_or_exit(everything), folder, judge)
@@ -213,8 +216,6 @@ def _judging(common: Common) -> Judging:
 
 
 def _target(common: Common) -> Target:
-    if common.api not in PATHS:
-        raise LoadTestError(f"--api is one of {', '.join(PATHS)}, not {common.api!r}")
     default = "{}" if common.api == "embeddings" else '{"temperature": 0}'
     try:
         body = json.loads(common.body or default)
@@ -229,9 +230,9 @@ def _new_folder(kind: str) -> Path:
     return Path(f"loadtest-{kind}-{time.strftime('%Y%m%d-%H%M%S')}")
 
 
-def _finish(document: Document, folder: Path, judge: bool = True) -> None:
+def _finish(found: Document, folder: Path, judge: bool = True) -> None:
     """Write the reports, print the result as the last line, and end with what the SLOs say."""
-    document = report.write(folder, document)
+    document = _or_exit(lambda: report.write(folder, found))
     if len(document["points"]) == 1:
         _print_verdicts(document["points"][0]["runs"][-1])
     out.print(f"Report: {folder / 'report.html'}", markup=False, soft_wrap=True)
@@ -339,7 +340,7 @@ def timeline_(
         return lines
 
     head, *rows = timeline.table(_or_exit(act))
-    shown = Table(*head)
+    shown = Table(*map(escape, head))
     for row in rows:
         shown.add_row(*row)
     Console().print(shown)
@@ -372,7 +373,8 @@ def fake(
             out.print(f"{server.url}/v1")
             await listening.serve_forever()
 
-    try:
-        asyncio.run(serve())
-    except KeyboardInterrupt:
-        raise typer.Exit(0) from None
+    def until_interrupted() -> None:
+        with suppress(KeyboardInterrupt):
+            asyncio.run(serve())
+
+    _or_exit(until_interrupted)

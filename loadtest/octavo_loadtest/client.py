@@ -49,11 +49,16 @@ def address(url: str) -> Address:
     Raises:
         LoadTestError: it is no http(s) URL.
     """
-    parts = urlsplit(url if "://" in url else f"http://{url}")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        port = parts.port
+        known = parts.scheme in ("http", "https") and parts.hostname
+    except ValueError:  # a port that is no number, or half of an IPv6 address
+        known = None
+    if not known:
         raise LoadTestError(f"{url!r} is no server's address; it should look like http://127.0.0.1:8000")
     tls = parts.scheme == "https"
-    return Address(parts.hostname, parts.port or (443 if tls else 80), tls, parts.path.rstrip("/").removesuffix("/v1"))
+    return Address(known, port or (443 if tls else 80), tls, parts.path.rstrip("/").removesuffix("/v1"))
 
 
 @dataclass(slots=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from octavo_loadtest.client import Answer
+from octavo_loadtest.errors import LoadTestError
 
 PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions", "embeddings": "/v1/embeddings"}
 """What can be asked, by name. An embedding is one text; its answer is whole, and has no tokens."""
@@ -43,6 +44,14 @@ class Target:
     body: dict[str, Any] = field(default_factory=dict)  # goes into every request
     reuse_connections: bool = True
     timeout: float = 600.0  # s for one request, from when it is sent
+
+    def __post_init__(self) -> None:
+        if self.api not in PATHS:
+            raise LoadTestError(f"api is one of {', '.join(PATHS)}, not {self.api!r}")
+        if not isinstance(self.body, dict):
+            raise LoadTestError(f"body must be an object, for it goes into every request, and not {self.body!r}")
+        if not self.timeout > 0:
+            raise LoadTestError(f"timeout must be above 0 s, not {self.timeout:g}")
 
     @property
     def path(self) -> str:

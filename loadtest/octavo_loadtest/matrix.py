@@ -33,7 +33,7 @@ from octavo_loadtest.job import Target
 from octavo_loadtest.live import spoken
 from octavo_loadtest.metrics import DEFINITIONS
 from octavo_loadtest.plan import make
-from octavo_loadtest.server import find_model, prepare
+from octavo_loadtest.server import find_model, prepare, taken
 from octavo_loadtest.text import Calibration
 
 CURVES = ("rate", "concurrency")
@@ -82,12 +82,23 @@ def read(path: Path) -> Config:
         raise LoadTestError(f"{path}: send_key is one of {', '.join(get_args(keys.Sending))}, not {sending!r}")
     if unknown := set(document) - known:
         raise LoadTestError(f"{path}: no such key: {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}")
-    axes = {key: value if isinstance(value, list) else [value] for key, value in document.get("matrix", {}).items()}
+    try:
+        config = _config(document, path, target, sending)
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise LoadTestError(f"{path} has a value of the wrong kind: {error}") from None
+    if not all(config.loads.values()) or not config.loads:
+        raise LoadTestError(f"{path}: a matrix needs a value or more of each of its axes")
+    return config
+
+
+def _config(document: dict[str, Any], path: Path, target: dict[str, Any], sending: keys.Sending) -> Config:
+    Target("", **{"model": "", **target})  # says what is wrong with it before anything is started
+    axes = {key: value if isinstance(value, list) else [value] for key, value in (document.get("matrix") or {}).items()}
     servers = document.get("servers") or [document.get("server") or {}]
     return Config(
         str(document.get("name", path.stem)),
         [_server(entry, path.parent) for entry in servers],
-        dict(_loads(document.get("load", {}), axes)),
+        dict(_loads(document.get("load") or {}, axes)),
         next((axis for axis in CURVES if axis in axes), "run"),
         _judging(document),
         target,
@@ -179,7 +190,11 @@ def _started(config: Config, server: Server, log: Path) -> AbstractContextManage
         model = target.model or find_model(server.url, target.headers)
         return prepare(replace(target, model=model))
 
-    return child.running(server.command, log, server.timeout, ask) if server.command else nullcontext(ask())
+    if not server.command:
+        return nullcontext(ask())
+    if taken(server.url):
+        raise LoadTestError(f"{server.url} is taken: what listens there would be measured in place of {server.name}")
+    return child.running(server.command, log, server.timeout, ask)
 
 
 def _curves(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -24,9 +25,11 @@ def write(folder: Path, document: Document) -> Document:
     """Write report.html, report.md and report.json; returns the document as JSON holds it."""
     folder.mkdir(parents=True, exist_ok=True)
     document = store.plain(document)
-    (folder / "report.json").write_text(store.dumps(document, indent=1))
-    (folder / "report.md").write_text(markdown(document))
-    (folder / "report.html").write_text(html(document))
+    for name, text in (
+        ("json", store.dumps(document, indent=1)), ("md", markdown(document)), ("html", html(document)),
+    ):  # fmt: skip
+        # half a surrogate pair, which a server's JSON may hold, has no encoding
+        (folder / f"report.{name}").write_text(text, encoding="utf-8", errors="replace")
     return document
 
 
@@ -73,19 +76,26 @@ def markdown(document: Document) -> str:
     """The table, the verdicts and how to read them."""
     points = document["points"]
     shown = columns(points)
-    titles = [document.get("over", "run"), *(f"{f.title} ({f.unit})" if f.unit else f.title for f in shown)]
-    lines = [f"# {document['name']}", "", *facts(document), "", f"| {' | '.join(titles)} |"]
+    titles = [_inline(document.get("over", "run")), *(f"{f.title} ({f.unit})" if f.unit else f.title for f in shown)]
+    lines = [f"# {_inline(document['name'])}", "", *map(_inline, facts(document)), "", f"| {' | '.join(titles)} |"]
     lines.append("|" + "---|" * len(titles))
     for point in points:
         cells = [cell(figure, point["figures"][figure.key]) for figure in shown]
-        lines.append(f"| {' | '.join([point['name'], *cells])} |")
+        lines.append(f"| {' | '.join([_inline(point['name']), *cells])} |")
     for point in points:
-        lines += ["", f"**{point['name']}**", ""]
-        lines += [f"- {_MARK[v['level']]} {v['name']}: {v['text']}" for v in point["runs"][-1]["verdicts"]]
+        lines += ["", f"**{_inline(point['name'])}**", ""]
+        lines += [
+            f"- {_MARK[v['level']]} {_inline(v['name'])}: {_inline(v['text'])}" for v in point["runs"][-1]["verdicts"]
+        ]
         if rows := documents.table(point["runs"][-1]):
             head, *rest = [f"| {' | '.join(row)} |" for row in rows]
             lines += ["", head, "|" + "---|" * len(rows[0]), *rest]
     return "\n".join(lines) + "\n"
+
+
+def _inline(text: str) -> str:
+    """Somebody's text as text of one line: neither a row, nor a cell, nor markup."""
+    return re.sub(r"([\\`*_|<\[\]])", r"\\\1", " ".join(text.split()))
 
 
 def facts(document: Document) -> list[str]:
@@ -147,8 +157,13 @@ def html(document: Document) -> str:
         *(_verdicts(point, len(points) == 1) for point in points),
         _details(document),
     ]
-    page = resources.files("octavo_loadtest").joinpath("page.html").read_text()
-    return page.replace("TITLE", escape(document["name"])).replace("BODY", "\n".join(filter(None, body)))
+    return page(document["name"], "\n".join(filter(None, body)))
+
+
+def page(title: str, body: str) -> str:
+    """A page that needs nothing else; `title` is text and `body` is HTML."""
+    head, _, tail = resources.files("octavo_loadtest").joinpath("page.html").read_text().partition("BODY")
+    return head.replace("TITLE", escape(title)) + body + tail
 
 
 def _spread(items: list[Any], most: int) -> list[Any]:

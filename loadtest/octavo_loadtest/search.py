@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from octavo_loadtest.errors import LoadTestError
 from octavo_loadtest.figures import lookup
 from octavo_loadtest.slo import Slo
 from octavo_loadtest.stats import knee
@@ -17,12 +18,26 @@ Point = dict[str, Any]
 
 
 def geometric(start: float, end: float, steps: int) -> list[float]:
-    """`steps` values from start to end with equal ratios, rounded to three digits."""
-    return [float(f"{value:.3g}") for value in np.geomspace(start, end, steps)]
+    """`steps` values from start to end with equal ratios, rounded to three digits; equal ones once.
+
+    Raises:
+        LoadTestError: there are no such values.
+    """
+    if not (0 < start < math.inf and 0 < end < math.inf and steps > 0):
+        raise LoadTestError(
+            f"rates go from one above 0 to another in 1 step or more, not {start:g} to {end:g} in {steps}"
+        )
+    return list(dict.fromkeys(float(f"{value:.3g}") for value in np.geomspace(start, end, steps)))
 
 
 def doubling(start: int, end: int) -> list[int]:
-    """start, 2*start, ... up to end."""
+    """start, 2*start, ... up to end.
+
+    Raises:
+        LoadTestError: they are not above 0.
+    """
+    if start < 1 or end < 1:
+        raise LoadTestError(f"numbers of sessions at once are 1 or more, not {start} to {end}")
     return [start << i for i in range(max(0, int(math.log2(end / start))) + 1)]
 
 
@@ -46,27 +61,32 @@ def stop_reason(points: list[Point], bound: Slo | None, least_gain: float) -> st
 
 def _throughput(point: Point) -> float:
     """Output tokens a second, or requests where answers have none; NaN where nothing was answered."""
-    values = [point["figures"][key][0] for key in ("output_tokens", "requests")]
-    return float(next((value for value in values if value is not None), math.nan))
+    values = [_number(point, key) for key in ("output_tokens", "requests")]
+    return next((value for value in values if not math.isnan(value)), math.nan)
+
+
+def _number(point: Point, key: str) -> float:
+    """A figure of a point; NaN where it has none: one request has no rate."""
+    value = point["figures"][key][0]
+    return math.nan if value is None else float(value)
 
 
 def saturation_point(points: list[Point]) -> dict[str, Any]:
     """Where a rate sweep saturates: the largest rate still served, the most throughput, and the bend of the curve."""
-    offered = np.array([point["figures"]["offered"][0] for point in points])
-    done = np.array([point["figures"]["requests"][0] for point in points])
+    offered, done = (np.array([_number(point, key) for point in points]) for key in ("offered", "requests"))
     tokens = np.array([_throughput(point) for point in points])
     kept = [
         point["value"]
         for point in points
-        if point["figures"]["requests"][0] >= 0.9 * point["figures"]["offered"][0]
+        if _number(point, "requests") >= 0.9 * _number(point, "offered")
         and not any(run["saturation"]["rising"] for run in point["runs"])
     ]
     order = np.argsort(offered)
     what = "requests" if points[0]["figures"]["output_tokens"][0] is None else "output_tokens"
     return {
         "last_rate_kept": max(kept, default=None),
-        f"peak_{what}_per_s": float(np.nanmax(tokens)),
-        "knee_requests_per_s": knee(offered[order], done[order]) if np.isfinite(done).all() else None,
+        f"peak_{what}_per_s": max((float(each) for each in tokens if not math.isnan(each)), default=math.nan),
+        "knee_requests_per_s": knee(offered[order], done[order]) if np.isfinite([offered, done]).all() else None,
     }
 
 
@@ -96,7 +116,12 @@ def capacity(probe: Callable[[float], Probe], start: float, precision: float = 0
     """Double the rate until the SLO is missed (or halve until it is met), then bisect to a relative `precision`.
 
     An unresolved probe is judged by its observed share, so that the search continues; it is reported as unresolved.
+
+    Raises:
+        LoadTestError: no probe is allowed, or no width ends the search.
     """
+    if most < 1 or not precision > 0:
+        raise LoadTestError(f"a search needs a probe or more and a precision above 0, not {most} and {precision:g}")
     probes: list[Probe] = []
     low: float | None = None
     high: float | None = None

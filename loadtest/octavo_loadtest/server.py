@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+import socket
 import threading
 import time
 from dataclasses import replace
@@ -31,6 +32,16 @@ def find_model(url: str, headers: dict[str, str]) -> str:
         return str(json.loads(answer.body)["data"][0]["id"])
     except (ValueError, KeyError, IndexError, TypeError):
         raise LoadTestError(f"{url}/v1/models names no model (HTTP {answer.status}); pass --model") from None
+
+
+def taken(url: str) -> bool:
+    """Whether anything listens at a server's address."""
+    there = address(url)
+    try:
+        socket.create_connection((there.host, there.port), LOOK).close()
+    except OSError:
+        return False
+    return True
 
 
 async def _get(url: str, headers: dict[str, str], path: str, timeout: float = 60.0) -> Answer:
@@ -97,7 +108,7 @@ async def _count(client: Client, target: Target, salt: str, words: int) -> int |
     answer = await _ask(client, replace(target, body=body), salt, words)
     try:
         return int(json.loads(answer.body)["usage"]["prompt_tokens"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         return None
 
 
@@ -161,5 +172,5 @@ class ReplicaWatch:
             answer = asyncio.run(_get(self._target.url, self._target.headers, "/health", LOOK))
             shards = json.loads(answer.body)["shards"]
             return int(shards[self._target.model] if self._target.model in shards else sum(shards.values()))
-        except (LoadTestError, ValueError, KeyError, TypeError):
+        except (LoadTestError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
             return None

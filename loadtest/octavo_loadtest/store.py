@@ -106,6 +106,6 @@ def read_document(path: Path) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise LoadTestError(f"{file} is no report: {error}") from None
-    if "points" not in found:
+    if not (isinstance(found, dict) and found.get("points")):
         raise LoadTestError(f"{file} is no report of this tool")
     return found

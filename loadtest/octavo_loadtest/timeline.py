@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from importlib import resources
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from octavo_loadtest.errors import LoadTestError
 from octavo_loadtest.measure import Run
 from octavo_loadtest.record import Record
+from octavo_loadtest.report import page
 from octavo_loadtest.stats import quantile
 from octavo_loadtest.svg import Chart, Line, draw
 
@@ -155,8 +155,7 @@ def html(lines: list[Timeline], title: str) -> str:
         f'<h1>{escape(title)}</h1><div class="wide"><table><tr>{head}</tr>{body}</table></div>'
         f'<div class="figures">{figures}</div>'
     )
-    page = resources.files("octavo_loadtest").joinpath("page.html").read_text()
-    return page.replace("TITLE", escape(title)).replace("BODY", content)
+    return page(title, content)
 
 
 def _charts(lines: list[Timeline]) -> list[Chart]:

@@ -200,7 +200,7 @@ def test_ctrl_c_has_an_exit_code_of_its_own(asked: list[Target]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--api", "speech"], "--api is one of chat, completions, embeddings"),
+        (["--api", "speech"], "api is one of chat, completions, embeddings"),
         (["--body", "{"], "--body is no JSON"),
         (["--definitions", "mine"], "no definitions called 'mine'"),
         (["--slo", "speed=3"], "an SLO can bound"),

@@ -85,3 +85,85 @@ def test_of_many_runs_some_are_drawn_the_first_and_the_last_among_them(items: li
     assert found == sorted(set(found))
     assert len(found) == min(len(items), most)
     assert (found[:1], found[-1:]) == (numbered[:1], numbered[-1:])
+
+
+# ---- which figures stand where --------------------------------------------------------------------------------------
+
+
+def measured(value: float, **figures: float | None) -> dict[str, Any]:
+    keys = ("offered", "offered_prompt_tokens", "output_tokens", "ttft_p50", "ttft_p90", "tpot_p50", "tpot_p90",
+            "normalized_mean", "goodput", "tokens_per_dollar")  # fmt: skip
+    return {"value": value, "figures": {key: [figures.get(key), None] for key in keys}}
+
+
+def lines(charts: list[Chart]) -> dict[str, list[tuple[str, list[Any]]]]:
+    """Title -> names and points (x, y) of the lines."""
+    return {chart.title: [(line.name, [tuple(p[:2]) for p in line.points]) for line in chart.lines] for chart in charts}
+
+
+def test_each_curve_is_of_its_own_figures() -> None:
+    figures: dict[str, float | None] = dict(zip(measured(0.0)["figures"], map(float, range(1, 11)), strict=True))
+    found = lines(plots.of_points([{"name": "a", "points": [measured(8.0, **figures)], "over": "rate"}]))
+    assert {title: [(name, points[0]) for name, points in each] for title, each in found.items()} == {
+        "Throughput against offered tokens": [("output tokens/s", (2, 3))],
+        "Normalized latency against offered tokens": [("ms per output token", (2, 8))],
+        "Latency against throughput": [("p50", (3, 4)), ("p90", (3, 5))],
+        "Time per output token": [("p50", (1, 6)), ("p90", (1, 7))],
+        "Goodput against rate": [("good requests/s", (1, 9))],
+        "Tokens for a dollar": [("output tokens/$", (1, 10))],
+    }
+    found = lines(plots.of_points([{"name": "a", "points": [measured(8.0, **figures)], "over": "concurrency"}]))
+    assert {title: [points[0] for _, points in each] for title, each in found.items()} == {
+        "Throughput against requests at once": [(8, 3)],
+        "Time to first token": [(8, 4)],
+        "Latency against throughput": [(3, 4), (3, 5)],
+        "Time per output token": [(8, 6), (8, 7)],
+        "Tokens for a dollar": [(8, 10)],
+    }
+
+
+def test_points_of_a_search_are_drawn_by_their_rate_and_not_by_when_they_were_tried() -> None:
+    points = [measured(float(rate), offered=rate, goodput=10 - rate) for rate in (4, 8, 6, 5)]
+    found = lines(plots.of_points([{"name": "a", "points": points, "over": "rate"}]))
+    assert found["Goodput against rate"][0][1] == [(4, 6), (5, 5), (6, 4), (8, 2)]
+
+
+def test_series_side_by_side_have_a_colour_each_and_both_of_a_pair_the_same() -> None:
+    series = [{"name": name, "points": [measured(1.0, output_tokens=1, ttft_p50=1, ttft_p90=2)], "over": "rate"}
+              for name in ("x", "y")]  # fmt: skip
+    (chart,) = [each for each in plots.of_points(series) if each.title == "Latency against throughput"]
+    assert [(line.name, line.colour, line.dashed) for line in chart.lines] == [
+        ("x p50", 0, False), ("y p50", 1, False), ("x p90", 0, True), ("y p90", 1, True),
+    ]  # fmt: skip
+
+
+def test_a_rate_beside_a_closed_loop_has_only_what_both_have() -> None:
+    series = [{"name": over, "points": [measured(1.0)], "over": over} for over in ("rate", "concurrency")]
+    assert "Goodput against rate" in lines(plots.of_points(series))
+    assert "Throughput against requests at once" not in lines(plots.of_points(series))
+
+
+def test_what_the_client_hid_is_drawn_where_there_is_any(simulated: Simulate) -> None:
+    """Two lines of the first token, from the schedule and from the send, and only where these differ."""
+    titles = {}
+    for at_once in (0, 1):
+        load = Load(scale=0.02, arrivals="constant", rate=10, requests=40, warmup=0, concurrency=at_once)
+        run, _ = simulated(load, ttft=0.2, itl=0.0)
+        made = lines(plots.of_runs([("", store.plain(summary_of(run, Judging())))]))
+        titles[at_once] = [name for name, _ in made["Time to first token"]]
+        ((_, lag),) = made["Schedule lag"]
+        assert max(late for _, late in lag) == pytest.approx(39 * 100 if at_once else 0, abs=0.5)  # ms: 0.1 s each
+        ((_, waits),) = made["TTFT by arrival"]
+        assert waits[-1] == pytest.approx((3.9, 200 + (3900 if at_once else 0)), abs=0.5)
+    assert titles == {0: [""], 1: ["from the schedule", "from the send"]}
+
+
+def test_the_steady_part_is_marked(summary: dict[str, Any]) -> None:
+    (chart,) = [each for each in plots.of_runs([("", summary)]) if each.title == "In flight"]
+    assert [text for _, text in chart.markers] == ["steady from", "to"]
+    steady = summary["throughput"]["steady"]
+    assert [at for at, _ in chart.markers] == [steady["start"], steady["end"]]
+    nothing = copy.deepcopy(summary)
+    nothing["throughput"]["steady"] |= {"start": None, "end": None}
+    (chart,) = [each for each in plots.of_runs([("", nothing)]) if each.title == "In flight"]
+    assert chart.markers == ()

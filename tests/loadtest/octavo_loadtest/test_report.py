@@ -3,12 +3,17 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable
+from html import escape
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from octavo_loadtest import report, store
 from octavo_loadtest.campaign import Judging, compare, summary_of
@@ -137,3 +142,118 @@ def test_a_points_worst_verdict_marks_its_row(run: Run, tmp_path: Path) -> None:
     report.write(tmp_path, document(run))
     assert '<i class="bad">✗</i> one' in (tmp_path / "report.html").read_text()
     assert "- ✗ failures: 5 of 50 requests" in (tmp_path / "report.md").read_text()
+
+
+# ---- what servers and people call things -----------------------------------------------------------------------------
+
+HOSTILE = (
+    "BODY TITLE </title><script>alert('1')</script> \"><img src=x onerror=alert(2)> &lt; a|b `c` [d](javascript:e)\n# f"
+)
+
+
+def hostile(run: Run) -> report.Document:
+    """Everything that somebody else named: the model, the workload, the points, an error, the document itself."""
+    found = document(run) | {"name": HOSTILE, "over": HOSTILE, "stopped": HOSTILE}
+    for each in found["points"]:
+        each["name"] = HOSTILE
+        for summary in each["runs"]:
+            summary["target"]["model"] = summary["target"]["url"] = summary["arrivals"] = HOSTILE
+            summary["load"]["workload"] = HOSTILE
+            summary["verdicts"].append({"level": "bad", "name": HOSTILE, "text": HOSTILE})
+            summary["by_length"] = [{"tokens": HOSTILE, "sent": 1, "failed": 0, "p50_s": 1.0, "p99_s": None}]
+    found["points"] *= 2  # several: curves with legends, and a title for each
+    return found
+
+
+class Page(HTMLParser):
+    """The elements of a page, and its text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.attributes: Counter[str] = Counter()
+        self.texts: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.attributes.update(name for name, _ in attrs)
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def test_a_name_is_text_wherever_it_stands(run: Run, tmp_path: Path) -> None:
+    report.write(tmp_path, hostile(run))
+    page = Page((tmp_path / "report.html").read_text())
+    assert not {"script", "img"} & set(page.tags)
+    assert (page.tags["html"], page.tags["style"], page.tags["h1"]) == (1, 1, 1)
+    assert not {name for name in page.attributes if name.startswith("on")}
+    texts = [" ".join(text.split()) for text in page.texts]
+    assert texts.count(" ".join(HOSTILE.split())) >= 4  # the title, the heading, a column, a verdict
+
+
+def test_a_name_is_one_cell_of_markdown(run: Run, tmp_path: Path) -> None:
+    found = hostile(run)
+    for summary in found["points"][0]["runs"]:
+        del summary["by_length"]  # its words are ours
+    report.write(tmp_path, found)
+    lines = (tmp_path / "report.md").read_text().splitlines()
+    assert [line[:8] for line in lines if line.startswith("#")] == ["# BODY T"]
+    head, rule, *rows = [line for line in lines if line.startswith("|")]
+    borders = [len(re.findall(r"(?<!\\)\|", row)) for row in (head, rule, *rows)]
+    assert (len(rows), len(set(borders))) == (2, 1)
+    assert not any(re.search(r"(?<!\\)[<`\[]", line) for line in lines)
+
+
+def test_half_a_character_of_a_models_name_costs_no_report(run: Run, tmp_path: Path) -> None:
+    found = document(run)
+    found["points"][0]["runs"][0]["target"]["model"] = json.loads('"half \\ud83d"')
+    report.write(tmp_path, found)
+    for name in ("report.html", "report.md"):
+        assert "half ?" in (tmp_path / name).read_text(encoding="utf-8")
+    assert json.loads((tmp_path / "report.json").read_text()) == store.plain(found)
+
+
+@given(title=st.text(max_size=30), body=st.text(max_size=30))
+@settings(max_examples=60)
+def test_a_page_has_its_title_and_its_body_once(title: str, body: str) -> None:
+    empty = report.page("", "")
+    made = report.page(title, body)
+    assert len(made) == len(empty) + len(escape(title)) + len(body)
+    assert f"<title>{escape(title)}</title>" in made
+    assert made.endswith(f"{body}\n</html>\n")
+
+
+def test_the_columns_are_those_of_which_anything_is_known(run: Run) -> None:
+    points = document(run)["points"]
+    shown = [each.key for each in report.columns(points)]
+    assert set(report.TABLE) - set(shown) == {"ttft_p99", "e2e_p99"}  # of 50 requests
+    assert shown == sorted(shown, key=report.TABLE.index)
+    points[0]["figures"]["goodput"] = [None, None]
+    assert "goodput" not in [each.key for each in report.columns(points)]
+    other = {"figures": {**points[0]["figures"], "goodput": [1.5, None]}}
+    assert "goodput" in [each.key for each in report.columns([*points, other])]
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "met", "said"),
+    [
+        ([("passed", True), ("unresolved", True)], True, "unresolved"),
+        ([("passed", True), ("passed", True)], True, "passed"),
+        ([("unresolved", True), ("failed", False)], False, "failed"),
+        ([("unresolved", False), ("passed", True)], False, "unresolved"),
+    ],
+)
+def test_the_last_line_says_the_worst_of_all_slos(
+    verdicts: list[tuple[str, bool]], met: bool, said: str, tmp_path: Path
+) -> None:
+    slos = [{"verdict": verdict, "met": kept} for verdict, kept in verdicts]
+    points = [{"name": "a", "runs": [{"slos": [slo]}], "figures": {"goodput": [2.5, 0.1], "failed": [None, None]}}
+              for slo in slos]  # fmt: skip
+    line = json.loads(report.last_line({"kind": "sweep", "name": "n", "points": points, "stopped": None}, tmp_path))
+    assert (line["slo_met"], line["slo_verdict"], line["stopped"]) == (met, said, None)
+    assert [(each["slo_met"], each["slo_verdict"]) for each in line["points"]] == [(k, v) for v, k in verdicts]
+    assert line["points"][0] == {"name": "a", "slo_met": verdicts[0][1], "slo_verdict": verdicts[0][0], "goodput": 2.5}
+    assert line["report"] == str(tmp_path / "report.html")
