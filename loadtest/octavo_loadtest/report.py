@@ -120,7 +120,7 @@ def facts(document: Document) -> list[str]:
 def _saturation(found: dict[str, Any]) -> str:
     kept, knee = found["last_rate_kept"], found["knee_requests_per_s"]
     ((what, peak),) = [(key.split("_")[1:-2], value) for key, value in found.items() if key.startswith("peak_")]
-    sentence = f"Peak {peak:.1f} {' '.join(what)}/s"
+    sentence = "No throughput is known" if peak is None else f"Peak {peak:.1f} {' '.join(what)}/s"
     sentence += f"; the last rate kept up with was {kept:g}/s" if kept is not None else "; no rate was kept up with"
     return sentence + (f"; the curve bends at {knee:.2f} requests/s." if knee is not None else ".")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import pytest
 from rich.console import Console
 
 from octavo_loadtest import campaign as module
-from octavo_loadtest import store
+from octavo_loadtest import report, store
 from octavo_loadtest.campaign import Campaign, Interrupted, Judging, compare, cut_short
+from octavo_loadtest.client import Broken
 from octavo_loadtest.errors import LoadTestError
 from octavo_loadtest.job import Target
 from octavo_loadtest.load import Load
@@ -177,3 +179,110 @@ def test_documents_side_by_side() -> None:
     assert [point["name"] for point in found["points"]] == ["a", "b 0", "b 1"]
     assert [each["name"] for each in found["series"]] == ["a", "b"]
     assert found["name"] == "a against b"
+
+
+# ---- folders, and what is judged -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"attainment": 0.0}, "attainment is a share above 0 and up to 1, not 0"),
+        ({"attainment": 99.0}, "not 99"),
+        ({"attainment": float("nan")}, "not nan"),
+        ({"price": -1.0}, "price must be a number from 0 on"),
+        ({"price": float("inf")}, "price must be"),
+        ({"repeats": 0}, "repeats must be 1 or more"),
+    ],
+)
+def test_a_judgement_that_makes_no_sense(wrong: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(LoadTestError, match=sentence):
+        Judging(**wrong)
+    assert Judging(attainment=1.0).attainment == 1
+
+
+def test_no_run_replaces_another(tmp_path: Path, said: io.StringIO, measured: list[Load]) -> None:
+    """A search for a narrow bracket comes to rates whose first three digits are the same."""
+    short = replace(LOAD, requests=5)
+    runs = made(tmp_path, said)
+    for rate in (33.12, 33.14):
+        runs.point(module._probe_name(rate, 0), rate, replace(short, rate=rate))
+    assert {store.read(path).load.rate for path in store.runs_of(tmp_path)} == {33.12, 33.14}
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("12/s", "12-s-1"),
+        ("../../etc/x y", "..-..-etc-x-y-1"),
+        ("", "1"),
+        ("\x00\n", "1"),
+        ("a" * 300, "a" * 60 + "-1"),
+        ("münchen 4 at once", "münchen-4-at-once-1"),
+    ],
+)
+def test_a_runs_folder_is_one_level_whatever_it_is_called(
+    name: str, folder: str, campaign: Campaign, tmp_path: Path
+) -> None:
+    campaign.point(name, 1.0, replace(LOAD, requests=3))
+    assert [path.name for path in tmp_path.iterdir()] == [folder]
+
+
+def test_a_sweep_of_one_request_a_point_has_a_report(campaign: Campaign, tmp_path: Path) -> None:
+    document = campaign.rates("rates", replace(LOAD, requests=1), [1, 2], None, -1)
+    written = report.write(tmp_path / "report", document)
+    assert written["saturation"] == {
+        "last_rate_kept": None, "peak_output_tokens_per_s": pytest.approx(200, rel=1e-6), "knee_requests_per_s": None,
+    }  # fmt: skip
+    assert "no rate was kept up with" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_every_point_of_a_sweep_has_a_seed_of_its_own(tmp_path: Path, said: io.StringIO, measured: list[Load]) -> None:
+    made(tmp_path, said, repeats=2).rates("rates", replace(LOAD, requests=4), [5, 6, 7], None, -1)
+    assert len({load.seed for load in measured}) == len(measured) == 6
+    assert [load.rate for load in measured] == [5, 5, 6, 6, 7, 7]
+
+
+def test_all_repeats_are_in_a_points_figures_and_its_name_is_said_once(
+    tmp_path: Path, said: io.StringIO, measured: list[Load]
+) -> None:
+    (point,) = made(tmp_path, said, repeats=2).single("both", replace(LOAD, requests=50))["points"]
+    own = [run["latency"]["ttft"]["headline"]["p50"] * 1e3 for run in point["runs"]]
+    assert point["figures"]["ttft_p50"][0] == pytest.approx(sum(own) / 2)
+    assert said.getvalue().count("both: done") == 1
+    assert "TTFT p99" not in said.getvalue()  # of 50 requests nothing bounds it
+
+
+def test_a_failing_run_is_a_point_and_the_sweep_goes_on(
+    simulated: Simulate, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: io.StringIO
+) -> None:
+    """Every request of the middle one breaks: it has no throughput, and the others keep theirs."""
+
+    def measure(load: Load, *_: object) -> Run:
+        broken = Broken("reset") if load.rate == 20 else None
+        return simulated(load, **SLOW, fault=lambda number: broken)[0]
+
+    monkeypatch.setattr(module, "measure", measure)
+    document = made(tmp_path, said).rates("rates", LOAD, [10, 20, 25], None, -1)
+    assert [point["figures"]["failed"][0] for point in document["points"]] == [0, 60, 0]
+    assert [point["runs"][0]["slos"][0]["met"] for point in document["points"]] == [True, False, True]
+    assert document["saturation"]["last_rate_kept"] == 25
+    page = (report.write(tmp_path / "report", document), (tmp_path / "report" / "report.html").read_text())[1]
+    assert "60 of 60 requests, infinite in the headline: 60 broken" in page
+
+
+def test_a_server_that_is_gone_ends_a_campaign(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: io.StringIO
+) -> None:
+    def measure(*_: object) -> Run:
+        raise LoadTestError("a sending process died")
+
+    monkeypatch.setattr(module, "measure", measure)
+    with pytest.raises(LoadTestError, match="died"):
+        made(tmp_path, said).rates("rates", LOAD, [10, 20], None, -1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_probe_by_duration_is_asked_again_for_twice_as_long(campaign: Campaign, measured: list[Load]) -> None:
+    campaign.capacity("capacity", replace(LOAD, requests=0, duration=0.25), 1.0, 1)
+    assert [(load.requests, load.duration) for load in measured] == [(0, 0.25), (0, 0.5)]

@@ -124,7 +124,9 @@ def test_lines_of_one_name_share_an_entry() -> None:
     assert "legend" not in draw(Chart("t", "x", "y", tuple(lines[:2])))
 
 
-HOSTILE = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"], exclude_characters="\ufffe\uffff"), max_size=12)
+HOSTILE = st.text(
+    st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"], exclude_characters="\ufffe\uffff"), max_size=12
+)
 
 
 @given(title=HOSTILE, label=HOSTILE, name=HOSTILE, note=HOSTILE, marker=HOSTILE)
