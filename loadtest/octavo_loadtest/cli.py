@@ -298,15 +298,23 @@ def report_(
 
 
 def _by_load(given: list[Path], judging: Judging) -> dict[str, list[dict[str, Any]]]:
-    """Summaries by load, repeats together: of one folder, or named singly, and alike but for the seed."""
+    """Summaries by load, repeats together: of one folder, or named singly, and alike but for the seed.
+
+    Raises:
+        LoadTestError: no run has a request; one that was interrupted before the first has a folder and none.
+    """
     names: dict[tuple[Load, Path], str] = {}
     found: dict[str, list[dict[str, Any]]] = {}
     for folder in given:
         for path in store.runs_of(folder):
             run = store.read(path)
+            if not run.records:
+                continue
             beside = Path() if path == folder else path.parent
             name = names.setdefault((replace(run.load, seed=0), beside), str(path.relative_to(folder.parent)))
             found.setdefault(name, []).append(store.plain(summary_of(run, judging)))
+    if not found:
+        raise LoadTestError(f"{', '.join(map(str, given))}: nothing was sent, so there is nothing to report")
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -264,3 +265,134 @@ def test_presets_are_listed_with_their_sources() -> None:
     done = CliRunner().invoke(app, ["workloads"])
     assert done.exit_code == 0
     assert "balanced" in done.output
+
+
+# ---- mistakes, each one sentence and exit code 2 ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["load", *QUICK, "--attainment", "99"], "attainment is a share"),
+        (["load", *QUICK, "--repeats", "0"], "repeats must be 1 or more"),
+        (["load", *QUICK, "--price", "-1"], "price must be"),
+        (["load", *QUICK, "--timeout", "0"], "timeout must be above 0"),
+        (["load", *QUICK, "--body", "[1]"], "body must be an object"),
+        (["load", *QUICK, "--seed", "-1"], "seed must be a number from 0 on"),
+        (["load", *QUICK, "--duration", "nan"], "duration must be a number from 0 on"),
+        (["load", *QUICK, "--out", "file"], "File exists"),
+        (["sweep", *QUICK, "--from", "-1"], "rates go from one above 0"),
+        (["sweep", *QUICK, "--steps", "0"], "rates go from one above 0"),
+        (["sweep", *QUICK, "--over", "users"], "a sweep goes over rate or concurrency, not 'users'"),
+        (["sweep", *QUICK, "--over", "concurrency", "--from", "-3"], "1 or more"),
+        (["sweep", *QUICK, "--stop-at", "fast"], "no SLO 'fast'"),
+        (["capacity", *QUICK, "--slo", "ttft=1", "--most", "0"], "a search needs a probe or more"),
+        (["capacity", *QUICK, "--slo", "ttft=1", "--precision", "0"], "a precision above 0"),
+        (["report", "nowhere"], "nowhere holds no run"),
+        (["report", "nowhere", "--definitions", "mine"], "no definitions called 'mine'"),
+        (["report", "nowhere", "--attainment", "0"], "attainment is a share"),
+        (["compare", "nowhere"], "nowhere is no report"),
+        (["compare", "file"], "file is no report"),
+        (["timeline", "nowhere"], "nowhere holds no run"),
+        (["run", "file"], "file should be a mapping"),
+    ],
+)
+def test_a_mistake_is_said_before_anything_is_sent(
+    arguments: list[str], sentence: str, asked: list[Target], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("5")
+    code, line, said = inside(*arguments)
+    assert (code, line, asked) == (2, {}, [])
+    assert sentence in said.replace("\n", " ")
+    assert said.startswith("Cannot run: ")
+
+
+@pytest.mark.parametrize("url", ["http://x:port", "http://x:99999", "http://[::1", "ftp://x", "http://", ""])
+def test_an_address_that_is_none(url: str) -> None:
+    code, _, said = inside("load", url)
+    assert (code, "is no server's address" in said) == (2, True)
+
+
+def test_a_report_that_cannot_be_written_is_a_sentence_too(asked: list[Target], tmp_path: Path) -> None:
+    assert inside("load", *QUICK, "--rate", "20", "--out", "a")[0] == 0
+    (tmp_path / "file").write_text("")
+    for command in (["report", "a"], ["compare", "a", "a"]):
+        code, line, said = inside(*command, "--out", "file")
+        assert (code, line, "Cannot run:" in said) == (2, {}, True)
+
+
+def test_a_port_that_is_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        code, _, said = inside("fake", "--port", str(taken.getsockname()[1]))
+    assert (code, "address already in use" in said) == (2, True)
+
+
+# ---- what a command is called, and what it says last -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "name"),
+    [
+        (["load", "--rate", "20"], "load", "balanced at 20 sessions/s"),
+        (["load", "--rate", "20", "--concurrency", "3"], "load", "balanced at concurrency 3"),
+        (["load", "--rate", "20", "--name", "mine"], "load", "mine"),
+        (["sweep", "--from", "10", "--to", "20", "--steps", "2"], "sweep", "balanced over rate"),
+        (["capacity", "--rate", "20", "--slo", "ttft=9", "--most", "1"], "capacity", "Capacity for balanced"),
+    ],
+)
+def test_the_last_line_names_what_was_done(arguments: list[str], kind: str, name: str, asked: list[Target]) -> None:
+    code, line, _ = inside(arguments[0], *QUICK, *arguments[1:])
+    assert (code, line["kind"], line["name"]) == (0, kind, name)
+    page = Path(line["report"])
+    assert re.fullmatch(rf"loadtest-{kind}-\d{{8}}-\d{{6}}", page.parent.name)
+    assert f"<title>{name}</title>" in page.read_text()
+    assert json.loads((page.parent / "report.json").read_text())["name"] == name
+
+
+def test_one_of_two_slos_that_is_missed_is_named(asked: list[Target]) -> None:
+    code, line, said = inside(
+        "load", *QUICK, "--rate", "20", "--slo", "ttft=9", "--slo", "ttft=0.001", "--attainment", "0.5"
+    )
+    assert (code, line["slo_met"], line["slo_verdict"]) == (1, False, "failed")
+    assert "SLO missed: balanced at 20 sessions/s: ttft=0.001\n" in said
+    code, line, _ = inside("load", *QUICK, "--rate", "20", "--slo", "ttft=9", "--attainment", "0.5")
+    assert (code, line["slo_met"], line["slo_verdict"]) == (0, True, "passed")
+
+
+def test_a_sweep_doubles_from_and_to_what_it_was_given(asked: list[Target]) -> None:
+    """And stops at medians; what it judges by is no SLO of its own."""
+    code, line, _ = inside("sweep", *QUICK, "--over", "concurrency", "--from", "3", "--to", "13", "--gain", "-1")
+    assert [point["name"] for point in line["points"]] == ["3 at once", "6 at once", "12 at once"]
+    code, line, _ = inside("sweep", *QUICK, "--from", "20", "--to", "60", "--steps", "3", "--stop-at", "ttft=0.05")
+    assert (code, "latency bound" in line["stopped"], "slo_met" in line) == (0, True, False)
+
+
+def test_names_of_runs_are_text_in_tables_too(asked: list[Target]) -> None:
+    """They were read as the terminal's markup, and one that ended with [/] ended the command."""
+    step = ["--arrivals", "step:factor=4,at=0.3,share=0.3", "--rate", "10"]
+    assert inside("load", *QUICK, *step, "--out", "a")[0] == 0
+    done = CliRunner().invoke(app, ["timeline", "a", "--no-png", "--names", "x[/red]<BODY>", "--title", "BODY"])
+    assert done.exit_code == 0
+    assert "x[/red]<BODY>" in done.output
+    page = Path("timeline.html").read_text()
+    assert page.count("<h1>BODY</h1>") == 1
+    assert "<th>x[/red]&lt;BODY&gt;</th>" in page
+    for given, sentence in (
+        (["--names", "a,b"], "1 runs need as many names, not 2"),
+        (["--burst", "5"], "--burst is START,END"),
+        (["--burst", "a,b"], "--burst is START,END"),
+    ):
+        code, _, said = inside("timeline", "a", "--no-png", *given)
+        assert (code, sentence in said) == (2, True)
+
+
+def test_what_came_to_nothing_has_a_sentence(asked: list[Target], tmp_path: Path) -> None:
+    """Ctrl-C before the first answer leaves a folder without a record."""
+    assert inside("load", *QUICK, "--rate", "20", "--out", "a")[0] == 0
+    (records,) = (tmp_path / "a").glob("*/records.jsonl")
+    records.write_text("")
+    for command in (["report", "a"], ["timeline", "a", "--burst", "1,2"]):
+        code, _, said = inside(*command)
+        assert (code, "sent nothing" in said or "nothing was sent" in said) == (2, True)
+    inside("load", *QUICK, "--rate", "20", "--out", "b")
+    assert len(inside("report", "a", "b", "--out", "c")[1]["points"]) == 1

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
 import io
+import socket
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rich.console import Console
 
-from octavo_loadtest import campaign, keys, matrix
+from octavo_loadtest import campaign, keys, matrix, store
 from octavo_loadtest.errors import LoadTestError
 from octavo_loadtest.job import Target
 from octavo_loadtest.load import Load
@@ -47,6 +52,23 @@ def test_servers_that_run_already(tmp_path: Path) -> None:
         ("server: {url: x}\nslo: fast", "fast"),
         ("server: {url: x}\ndefinitions: mine", "mine"),
         ("server: {url: x}\nsend_key: yes please", "send_key is one of never, safely, anywhere"),
+        ("server: {url: x}\nrepeats: 0", "repeats must be 1 or more"),
+        ("server: {url: x}\nrepeats: many", "wrong kind"),
+        ("server: {url: x}\nattainment: 99", "a share above 0 and up to 1"),
+        ("server: {url: x}\nprice: [1]", "wrong kind"),
+        ("server: {url: x}\napi: speech", "api is one of chat, completions, embeddings"),
+        ("server: {url: x}\nbody: [1]", "body must be an object"),
+        ("server: {url: x}\ntimeout: 0", "timeout must be above 0 s"),
+        ("server: {url: x}\ntimeout: soon", "wrong kind"),
+        ("server: {url: x, timeout: soon}", "wrong kind"),
+        ("server: {serve: a.yaml, port: http}", "wrong kind"),
+        ("servers: 5", "wrong kind"),
+        ("server: {url: x}\nload: [1]", "wrong kind"),
+        ("server: {url: x}\nload: {rate: [1]}", "rate"),
+        ("server: {url: x}\nmatrix: [rate]", "wrong kind"),
+        ("server: {url: x}\nmatrix: {rate: []}", "a value or more of each"),
+        ("server: {url: x}\nmatrix: {rate: [1], seed: []}", "a value or more of each"),
+        ("a: [", "cannot be read"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, text: str, sentence: str) -> None:
@@ -132,3 +154,88 @@ def test_how_long_it_takes_is_said_first(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(TWO + "repeats: 2\n")
     said = matrix.announced(matrix.read(tmp_path / "config.yaml"))
     assert said.startswith("two servers: 16 runs on 2 servers, one after the other; arrivals alone take")
+
+
+INNER = ["url", "command", "serve", "port", "timeout", "name", "rate", "workload"]
+WORDS = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 9) | st.floats() | st.text("ab=.,:/", max_size=4),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(INNER), inner, max_size=3),
+    max_leaves=6,
+)  # fmt: skip
+KEYS = ["name", "server", "servers", "load", "matrix", "slo", "attainment", "repeats", "price", "definitions", "model",
+        "api", "body", "timeout", "send_key"]  # fmt: skip
+
+
+@given(document=st.dictionaries(st.sampled_from(KEYS), WORDS, max_size=4))
+@settings(max_examples=120)
+def test_whatever_a_file_says_is_a_config_or_one_sentence(
+    tmp_path_factory: pytest.TempPathFactory, document: dict[str, Any]
+) -> None:
+    file = tmp_path_factory.getbasetemp() / "any.yaml"
+    file.write_text(yaml.safe_dump({"server": {"url": "http://x"}} | document))
+    with suppress(LoadTestError):
+        config = matrix.read(file)
+        assert config.servers
+        assert all(config.loads.values())
+        assert config.judging.repeats >= 1
+
+
+def test_what_is_left_empty_is_as_if_it_was_not_there(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("server: {url: x}\nload:\nmatrix:\n")
+    assert matrix.read(file).loads == {"load": [Load()]}
+
+
+def test_a_config_file_may_stand_beside_what_it_serves(tmp_path: Path) -> None:
+    (tmp_path / "model.yaml").write_text("x: 1")
+    file = tmp_path / "config.yaml"
+    file.write_text("server: {serve: model.yaml}")
+    (server,) = matrix.read(file).servers
+    assert server.command[1:] == ["serve", str(tmp_path / "model.yaml"), "--port", "8000"]
+    assert (server.url, server.name) == ("http://127.0.0.1:8000", "http://127.0.0.1:8000")
+
+
+@pytest.mark.parametrize(
+    ("axes", "over", "names"),
+    [
+        ("{rate: [1, 2]}", "rate", {"load": [(1.0, 0), (2.0, 0)]}),
+        ("{concurrency: [4, 8], rate: 3}", "rate", {"4": [(3.0, 4)], "8": [(3.0, 8)]}),
+        ("{concurrency: [4, 8]}", "concurrency", {"load": [(1.0, 4), (1.0, 8)]}),
+        ("{seed: [7, 8], workload: [rag, balanced]}", "run",
+         {f"{seed}, {name}": [(1.0, 0)] for seed in (7, 8) for name in ("rag", "balanced")}),
+    ],
+)  # fmt: skip
+def test_one_axis_becomes_curves_and_the_others_name_them(
+    axes: str, over: str, names: dict[str, list[tuple[float, int]]], tmp_path: Path
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(f"server: {{url: x}}\nmatrix: {axes}")
+    config = matrix.read(file)
+    assert config.over == over
+    assert {name: [(load.rate, load.concurrency) for load in loads] for name, loads in config.loads.items()} == names
+
+
+def test_a_port_that_is_taken_is_not_measured_for_the_server_that_did_not_start(tmp_path: Path) -> None:
+    """What was left from an earlier run answers, and its figures had the new server's name."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        file = tmp_path / "config.yaml"
+        file.write_text(yaml.safe_dump({"server": {"url": url, "command": ["never", "started"], "name": "new"}}))
+        with pytest.raises(LoadTestError, match="is taken: what listens there would be measured in place of new"):
+            matrix.run(matrix.read(file), tmp_path / "out", Console(file=io.StringIO()))
+
+
+def test_a_server_that_fails_ends_the_matrix_with_its_name(
+    asked: list[tuple[Target, Load]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nothing is made up for it: what was measured before lies in its folder, and `report` finds it."""
+
+    def prepare(target: Target) -> tuple[Target, Calibration]:
+        if target.url == "http://b:2":
+            raise LoadTestError("http://b:2 answers 500: no")
+        return target, Calibration()
+
+    monkeypatch.setattr(matrix, "prepare", prepare)
+    with pytest.raises(LoadTestError, match="b:2 answers 500"):
+        ran(TWO, tmp_path)
+    assert len(store.runs_of(tmp_path / "out")) == len(asked) == 4

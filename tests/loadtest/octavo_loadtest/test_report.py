@@ -132,6 +132,7 @@ def test_what_a_document_says_of_itself(run: Run) -> None:
     ):
         assert part in said
     nothing = {"last_rate_kept": None, "knee_requests_per_s": None, "peak_requests_per_s": 1.0}
+    assert "No throughput is known; no rate" in report._saturation(nothing | {"peak_requests_per_s": None})
     below = {"slo": "s", "low": None, "high": 1.0, "unresolved": []}
     said = " ".join(report.facts(document(run) | {"saturation": nothing, "capacity": below}))
     assert "Peak 1.0 requests/s; no rate was kept up with." in said
