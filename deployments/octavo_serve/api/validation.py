@@ -17,6 +17,25 @@ _CLASS = re.compile(r"(?:a valid dictionary or )?(?:an )?instance of \w+")
 _EXTRA = "extra_forbidden", "unexpected_keyword_argument"
 
 
+class Inside(ValueError):
+    """What a validator raises for a value that it validates as a model of its own.
+
+    Args:
+        sentence, name: from `explain` of that model's error.
+    """
+
+    def __init__(self, sentence: str, name: str | None) -> None:
+        super().__init__(sentence)
+        self.name = name
+
+    def below(self, parent: str) -> tuple[str, str]:
+        """Sentence and name, with the name of what holds the value."""
+        if self.name is None:
+            return f"{parent}: {self}", parent
+        name = f"{parent}.{self.name}"
+        return str(self).replace(self.name, name, 1), name
+
+
 def explain(error: ValidationError, root: Any, where: str = "field") -> tuple[str, str | None]:
     """A sentence that says what to change, and the dotted name of the field (None for the whole input).
 
@@ -43,6 +62,8 @@ def explain(error: ValidationError, root: Any, where: str = "field") -> tuple[st
         return f"{where} {name!r} is required", name
     if problem["type"] == "value_error":  # raised by our own validators: a sentence, or the end of one
         inside = f" in {name}" if where == "setting" and name else ""
+        if isinstance(problem["ctx"]["error"], Inside) and name:
+            return problem["ctx"]["error"].below(name)
         sentence = str(problem["ctx"]["error"])
         return f"{name} {sentence}" if sentence.startswith("must be") else f"{sentence}{inside}", name
     if problem["type"] == "too_short":

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from octavo.constraint import MAX_GRAMMAR, Grammar, StructuredOutputs
 from octavo.errors import BadRequest
@@ -117,13 +117,17 @@ def json_rule(schema: Any, param: str, *, strict: bool = False) -> Rule:
         schema = loaded(schema, param)
     if not isinstance(schema, dict | bool):
         raise BadRequest(f"{param} must be a JSON schema, an object", param)
+    if schema is False:
+        raise BadRequest(f"{param} is false, which no JSON keeps to", param)
     return Rule(f"%json {schema_text(schema, param, strict=strict)}", is_json=True)
 
 
 _SPACED = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
-def schema_text(schema: Mapping[str, Any] | bool, param: str, *, strict: bool = False, spaced: bool = False) -> str:
+def schema_text(
+    schema: Mapping[str, Any] | Literal[True], param: str, *, strict: bool = False, spaced: bool = False
+) -> str:
     """A JSON schema as text, with the library's options in it. Arguments and errors as `json_rule`.
 
     Args:
@@ -131,8 +135,8 @@ def schema_text(schema: Mapping[str, Any] | bool, param: str, *, strict: bool = 
     """
     check_size(schema, param)
     try:
-        if isinstance(schema, bool):  # as objects: of `(%json true)` the library reads the parenthesis, too
-            schema = {} if schema else {"allOf": [False]}
+        if schema is True:  # as an object: of `(%json true)` the library reads the parenthesis, too
+            schema = {}
         own = {key: value for key, value in schema.items() if key != "x-guidance"}  # options are ours to set
         text = json.dumps(own, allow_nan=False)
     except (ValueError, TypeError) as error:

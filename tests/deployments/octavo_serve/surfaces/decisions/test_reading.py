@@ -35,21 +35,21 @@ def test_kinds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pet", "said"),
+    ("pet", "where", "said"),
     [
-        ({"type": "cow"}, "pet must be of one of the kinds cat, dog; got 'cow'"),
-        ({"type": ["cat"]}, "got ['cat']"),
-        ({"type": "fish"}, "fish are not let in"),
-        ({"type": "cat", "live": 1}, "unknown field 'live': did you mean 'lives'?"),
-        ({"type": "cat", "lives": "x"}, "lives must be a valid integer, got 'x'"),
-        ("cat", "pet must be an object with a type"),
+        ({"type": "cow"}, "pet", "pet must be of one of the kinds cat, dog; got 'cow'"),
+        ({"type": ["cat"]}, "pet", "got ['cat']"),
+        ({"type": "fish"}, "pet", "fish are not let in"),
+        ({"type": "cat", "live": 1}, "pet.live", "unknown field 'pet.live': did you mean 'lives'?"),
+        ({"type": "cat", "lives": "x"}, "pet.lives", "pet.lives must be a valid integer, got 'x'"),
+        ("cat", "pet", "pet must be an object with a type"),
     ],
 )
-def test_what_is_wrong_is_said_once(pet: Any, said: str) -> None:
+def test_what_is_wrong_is_said_once(pet: Any, where: str, said: str) -> None:
     with pytest.raises(BadRequest) as refused:
         parse(House, {"pet": pet})
     assert said in str(refused.value)
-    assert refused.value.param == "pet"
+    assert refused.value.param == where
 
 
 def test_the_schema_lists_the_kinds() -> None:

@@ -60,7 +60,7 @@ def test_both_apis_ask_the_same(ask: Any) -> None:
     ("question", "said"),
     [
         ({"type": "box", "instructions": "where?"}, "the models here read text"),
-        ({"type": "noul"}, "'instructions' is required"),
+        ({"type": "noul"}, "instructions' is required"),
         ({"type": "noul", "instructions": " "}, "must not be empty"),
         ({"type": "noul", "instructions": "x", "criteria": {"maybe": "x"}}, "criteria"),
         ({"type": "choice", "instructions": "x", "criteria": {}}, "must not be empty"),

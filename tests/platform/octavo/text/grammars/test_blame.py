@@ -74,6 +74,12 @@ def test_an_expressions_error_is_told_whole(compiler):
     )
 
 
+def test_a_schema_that_allows_nothing_is_refused_as_a_whole():
+    with pytest.raises(BadRequest, match="is false") as raised:
+        sources.grammar(StructuredOutputs(json=False, param="guided_json"))
+    assert raised.value.param == "guided_json"
+
+
 @pytest.mark.parametrize(
     "source", ["start: foo(", f"start: /{'a' * 5000}/", 'start: %json {"type": "string"} foo', "start: %json 3"]
 )
