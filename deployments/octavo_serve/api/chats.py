@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from octavo.errors import BadRequest
 from octavo.text.chat import check_chat, render_chat
-from octavo.text.responses.families import template_of
+from octavo.text.responses.families import AUTO, template_of
 from octavo.text.template import QUICK_TEXT, NotQuick, fits
 from octavo.text.tokenizer import Tokenizer
 from octavo_serve.api.bounds import MAX_PARTS, MAX_ROLE
@@ -86,14 +86,17 @@ class Chat:
             check_chat(self.unpacked(), chat_template_kwargs=self.variables, **self.ending)
 
 
-async def render(chat: Chat, tokenizer: Tokenizer, threads: Threads) -> str:
+async def render(chat: Chat, tokenizer: Tokenizer, threads: Threads, response_template: str = AUTO) -> str:
     """The prompt's text. Short chats with usual templates are rendered in place, all others in `threads`.
+
+    Args:
+        response_template: the model's setting; it says whether the model thinks.
 
     Raises:
         BadRequest: as `render_chat`, or if the template does not read the request's reasoning variables.
     """
     if chat.reasoning:
-        reasons = (template := template_of(tokenizer)) is not None and template.reasons
+        reasons = (template := template_of(tokenizer, response_template)) is not None and template.reasons
         source = "".join(tokenizer.chat_templates.values())
         check_template_reads(chat.reasoning, source, reasons=reasons, effort_param=chat.effort_param)
     work = partial(_rendered, tokenizer, chat)
@@ -125,7 +128,7 @@ def check_template_reads(
     """Refuse reasoning variables that the chat template does not read, unless they ask for the default behaviour.
 
     Args:
-        reasons: the model thinks, so that an effort can be a budget.
+        reasons: the model thinks, so that an effort can be a budget, and nothing has to be switched on.
 
     Raises:
         BadRequest: a variable would have no effect.
@@ -133,7 +136,7 @@ def check_template_reads(
     effort = variables.get("reasoning_effort", "medium")
     if effort != "medium" and "reasoning_effort" not in source and not (reasons and effort in EFFORTS):
         raise BadRequest("this model has no reasoning effort to choose: leave it out", effort_param)
-    if variables.get("thinking") and "thinking" not in source:
+    if variables.get("thinking") and "thinking" not in source and not reasons:
         raise BadRequest("this model's thinking cannot be switched on: leave it out", "thinking")
 
 

@@ -13,7 +13,7 @@ from itertools import groupby
 
 from octavo.text.default_form import knows_tools
 from octavo.text.responses.bound import BoundTemplate
-from octavo.text.responses.families import DEFAULT_FORM, NONE, template_of
+from octavo.text.responses.families import DEFAULT_FORM, NONE, READS_DEFAULT_FORM, template_of
 from octavo.text.responses.parser import MessagePart, ResponseParser, properties
 from octavo_serve.api.chats import Chat
 from octavo_serve.api.model import ServedModel
@@ -36,7 +36,7 @@ class Reading:
 def template_for(chat: Chat, model: ServedModel) -> BoundTemplate | None:
     """How answers to a chat are written; None where they are content and nothing else."""
     name = model.defaults.response_template
-    if chat.tools and name != NONE and not _renders_tools(model):
+    if chat.tools and name not in (NONE, READS_DEFAULT_FORM) and not _renders_tools(model):
         name = DEFAULT_FORM
     template = template_of(model.tokenizer, name)
     return template if template is not None and (chat.tools or template.reasons) else None

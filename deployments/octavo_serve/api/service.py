@@ -124,7 +124,7 @@ class Service:
             check_task("generate", info.tasks, model.name)
             marks.append(("template", time.monotonic()))
             if isinstance(content, Chat):
-                text = await render(content, model.tokenizer, self.template_threads)
+                text = await render(content, model.tokenizer, self.template_threads, model.defaults.response_template)
                 if not text:
                     raise BadRequest("the model's chat template makes no prompt of these messages", asked.param)
                 template = template_for(content, model)

@@ -21,7 +21,7 @@ async def count(service: Service, call: Call) -> TokenCount:
     body: PromptBody = call.body
     chat = chat_of(body)
     model = await service.models.served(body.model, call.session, chat.check)
-    text = await render(chat, model.tokenizer, service.template_threads)
+    text = await render(chat, model.tokenizer, service.template_threads, model.defaults.response_template)
     check_tokenized(text, (await model.client.describe()).max_model_len, "messages")
 
     def tokens() -> int:

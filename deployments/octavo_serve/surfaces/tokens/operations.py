@@ -27,7 +27,8 @@ async def tokenize(service: Service, call: Call) -> Tokens:
     model = await service.models.served(body.model, before_waiting=chat.check if chat else None)
     info = await model.client.describe()
     if chat is not None:
-        text, special = await render(chat, model.tokenizer, service.template_threads), bool(body.add_special_tokens)
+        text = await render(chat, model.tokenizer, service.template_threads, model.defaults.response_template)
+        special = bool(body.add_special_tokens)
     else:
         text, special = body.prompt or "", body.add_special_tokens is not False
     check_tokenized(text, info.max_model_len, "prompt" if chat is None else "messages")

@@ -16,6 +16,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from octavo.text.responses.bound import BoundTemplate
+from octavo.text.responses.patterns import Node
 from octavo.text.responses.template import Field, ResponseTemplate, TemplateError, load_template
 from octavo.text.tokenizer import Tokenizer
 
@@ -27,6 +28,8 @@ NAMES = tuple(sorted(path.stem for path in _FOLDER.glob("*.json")))
 AUTO, NONE = "auto", "none"
 DEFAULT_FORM = "default form"
 """How calls are written by models whose chat template does not say (see `octavo.text.default_form`)."""
+READS_DEFAULT_FORM = "hermes"
+"""The built-in template that reads it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +106,21 @@ def _made(tokenizer: Tokenizer, name: str) -> BoundTemplate | None:
             logger.warning("the model's own response_template is not used: %s", error)
     if name in NAMES:
         return BoundTemplate(builtin(name), tokenizer.added_tokens)
-    name = {AUTO: family(tokenizer), DEFAULT_FORM: "hermes"}.get(name, NONE)
+    name = {AUTO: family(tokenizer), DEFAULT_FORM: READS_DEFAULT_FORM}.get(name, NONE)
     if name == NONE:
         return None
     template, model = builtin(name), _spelled(tokenizer)
-    fields = tuple(field for field in template.fields if field.role != "reasoning" or _reasons(field, model))
+    unknown = [field for field in template.fields if field.role == "reasoning" and not _reasons(field, model)]
+    closings = [field.closing for field in unknown]
+    fields = tuple(_not_closed_by(closings, field) for field in template.fields if field not in unknown)
     return BoundTemplate(replace(template, fields=fields), tokenizer.added_tokens)
+
+
+def _not_closed_by(closings: list[Node | None], field: Field) -> Field:
+    """A field that ends a content no more where a model that does not think spells what would end its thinking."""
+    if field.role != "content" or field.closing is None or field.closing[0] != "alt":
+        return field
+    return replace(field, closing=("alt", *(part for part in field.closing[1:] if part not in closings)))
 
 
 def _reasons(field: Field, model: _Spelled) -> bool:

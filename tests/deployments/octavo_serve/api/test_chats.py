@@ -11,6 +11,7 @@ from octavo.errors import BadRequest
 from octavo.text.tokenizer import Tokenizer
 from octavo_serve.api.body import parse
 from octavo_serve.api.chats import FEW, Chat, Message, as_function_tool, as_functions, render
+from octavo_serve.api.model import Defaults
 from octavo_serve.api.service import Service
 from octavo_serve.api.threads import Threads
 from octavo_serve.surfaces.chat.schemas import ChatRequest
@@ -91,6 +92,15 @@ def test_a_model_without_reasoning_says_so(service: Service, asked: dict[str, An
     assert caught.value.param == param
     for harmless in ({"reasoning_effort": "medium"}, {"reasoning_effort": "none"}, {"thinking": {"type": "disabled"}}):
         assert answered(service, **harmless)["choices"]
+
+
+def test_a_model_that_thinks_by_its_setting_takes_efforts_and_budgets(service: Service) -> None:
+    """What its files spell does not tell, and it thinks in a chat with tools, too."""
+    service.models.entries["tiny"].update(defaults=Defaults(response_template="hermes"))
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    for asked in ({"reasoning_effort": "low"}, {"thinking": {"type": "enabled", "budget_tokens": 3}}):
+        for more in ({}, {"tools": tools}):
+            assert answered(service, **asked, **more)["choices"]
 
 
 def test_a_custom_tool_is_a_function_for_the_model() -> None:

@@ -13,6 +13,7 @@ from tokenizers.models import BPE
 
 from octavo.text.parts import TokenizerParts
 from octavo.text.responses.families import NAMES, family, template_of
+from octavo.text.responses.parser import ResponseParser
 from octavo.text.tokenizer import Tokenizer
 
 TEMPLATES = {path.stem: path.read_text() for path in (Path(__file__).parents[1] / "templates").glob("*.jinja")}
@@ -47,6 +48,17 @@ def model(source: str = "", tokens: tuple[str, ...] = (), response_template: Any
 )
 def test_the_family_of_a_model(source: str, tokens: tuple[str, ...], name: str) -> None:
     assert family(model(source, tokens)) == name
+
+
+def test_what_ends_thinking_is_text_of_a_model_that_does_not_think() -> None:
+    said = "Close it with </think> then."
+    for source, content in ((TEMPLATES["hermes"], said), (TEMPLATES["qwen3"], said.replace("</think>", ""))):
+        template = template_of(model(source))
+        assert template is not None
+        parser = ResponseParser(template, None, "")
+        parts = [*parser.push(said), *parser.finish()]
+        assert {part.kind for part in parts} == {"content"}
+        assert "".join(part.text for part in parts) == content
 
 
 def test_reasoning_is_told_only_where_a_model_knows_it() -> None:
