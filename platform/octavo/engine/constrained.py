@@ -250,9 +250,11 @@ class Constraint:
         thinking = self.rules.thinking
         if self.error is not None or self.complete:
             return []
-        if thinking is not None and self._in_thought and self._left <= 0 and self._takes(thinking.close):
-            self._in_thought = False
-            return list(thinking.close)
+        if thinking is not None and self._in_thought and self._left <= 0:
+            rest = _rest(thinking.close, output[start:])
+            if self._takes(rest):
+                self._in_thought = False
+                return list(rest)
         if self.matcher is None or not FORCING:
             return []
         return self._permitted(self._timed(self.matcher.compute_ff_tokens), output[start:])
@@ -465,6 +467,12 @@ def _no_bytes(token: int) -> bytes:
 
 def _no_tokens(text: bytes) -> list[int]:
     return []
+
+
+def _rest(end: tuple[int, ...], tokens: list[int]) -> tuple[int, ...]:
+    """What is left of an end, of which the last tokens may be the beginning: a model may spell it on its own."""
+    begun = next(count for count in range(len(end) - 1, -1, -1) if _ends_with(tokens, end[:count]))
+    return end[begun:]
 
 
 def _ends_with(tokens: list[int], end: tuple[int, ...]) -> bool:

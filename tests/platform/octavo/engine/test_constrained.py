@@ -308,6 +308,13 @@ def test_thinking_stops_at_its_budget(say):
         assert 3 not in told.tokens[:budget]
 
 
+def test_a_close_that_the_model_has_begun_goes_on_where_it_is(say):
+    thinking = Thinking(budget=4, close=(10, 11, 3))
+    for allowed, tokens in (([10], [10, 10, 10, 10, 11, 3]), ([20], [20, 20, 20, 20, 10, 11, 3])):
+        told = say(request("r", 5, thinking=thinking, allowed_token_ids=allowed, max_tokens=9))["r", 0]
+        assert told.tokens[: len(tokens)] == tokens
+
+
 def test_a_model_that_closes_its_thinking_itself_is_left_alone(say):
     told = say(request("r", 5, thinking=Thinking(budget=40, close=(10, 3)), allowed_token_ids=[3, 20]))["r", 0]
     assert 3 in told.tokens[:40]
