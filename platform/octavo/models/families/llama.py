@@ -34,7 +34,7 @@ FAMILIES = (
     Family(
         model_type="mistral",
         title="Mistral",
-        defaults=MISTRAL,
+        defaults=MISTRAL | {"layer_types": None},
         fields=lambda config: NO_BIASES,
         gguf=GGUF,
         outer=("mistral3",),

@@ -66,9 +66,8 @@ _NO_EFFECT: dict[str, tuple[object, ...]] = {
 """Settings that change what some families compute, and the values with which they do not. A family whose `defaults`
 lack one does not read it."""
 
-_WINDOWED = ("layer_types", "max_window_layers", "sliding_window_pattern")
-"""Settings that say which layers have a window. Those that a family's `defaults` lack are passed over, as transformers
-does: they are leftovers of the family that a checkpoint was made of."""
+_WINDOWED = {"layer_types", "max_window_layers", "sliding_window_pattern"}
+"""Settings that say which layers have a window."""
 
 _ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
@@ -90,13 +89,20 @@ def complete(config: Config, family: Family) -> Config:
     """
     given = config | {usual: config[own] for own, usual in family.keys.items() if config.get(own) is not None}
     given = {name: value for name, value in given.items() if value is not None or name not in _NEVER_NONE}
-    if own := {name for name in _WINDOWED if name in family.defaults}:
-        own.add("layer_types")
-    given = {name: value for name, value in given.items() if name not in _WINDOWED or name in own}
-    config = DEFAULTS | family.defaults | given
+    config = DEFAULTS | family.defaults | {name: given[name] for name in given.keys() - _leftovers(family)}
     config |= family.settings(config)
     _refuse_unsupported(config, family)
     return config
+
+
+def _leftovers(family: Family) -> set[str]:
+    """Settings of windows that a family does not read, and its configs may have of one that they were made of. They are
+    passed over, as transformers does. Where windows are always used, no setting says whether."""
+    own = family.defaults.keys() & _WINDOWED
+    left = _WINDOWED - own - ({"layer_types"} if own else set())
+    if "sliding_window" not in family.defaults:
+        left.add("sliding_window")
+    return left | ({"use_sliding_window"} if family.defaults.get("use_sliding_window") else set())
 
 
 def decoder_fields(config: Config) -> Fields:

@@ -244,8 +244,8 @@ def test_first_gemma_configs_say_gelu_and_mean_tanh():
         ({"rope_theta": float("nan")}, "theta is nan"),
         ({"intermediate_size": 100.5}, "intermediate_size is 100.5, which is not a whole number"),
         ({"rope_scaling": {"type": "linear", "factor": 0.0}}, "factor of the rope scaling is 0"),
-        ({"sliding_window": -4, "use_sliding_window": True}, "sliding_window is -4"),
-        ({"sliding_window": 1 << 70, "use_sliding_window": True}, "sliding_window is 1180591620717411303424, which"),
+        ({"model_type": "mistral", "sliding_window": -4}, "sliding_window is -4"),
+        ({"model_type": "mistral", "sliding_window": 1 << 70}, "sliding_window is 1180591620717411303424, which"),
         ({"num_attention_heads": 0}, "config is damaged"),
         ({"vocab_size": 0}, "vocab_size is 0"),
         ({"vocab_size": 1 << 40}, "which those of no model have"),
@@ -281,11 +281,25 @@ def test_what_a_familys_code_fixes_no_config_changes():
     assert spec_from_config({"model_type": "lfm2", "hidden_act": "gelu"}).activation == "silu"
 
 
-@pytest.mark.parametrize("model_type", ["mistral", "phi3"])
-def test_windows_that_another_family_would_have_are_passed_over(model_type):
-    config = {"model_type": model_type, "sliding_window": 8, "num_hidden_layers": 3}
-    leftovers = {"max_window_layers": 2, "sliding_window_pattern": 2, "layer_types": ["full_attention"] * 3}
-    assert spec_from_config(config | leftovers).windows == (8, 8, 8)
+ALTERNATING = ["full_attention", "sliding_attention", "full_attention"]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "windows"),
+    [
+        ("llama", (None,) * 3),
+        ("granite", (None,) * 3),
+        ("phi3", (8, 8, 8)),
+        ("mixtral", (8, 8, 8)),
+        ("mistral", (None, 8, None)),  # which transformers takes for Ministral then
+        ("gemma2", (None, 8, None)),
+    ],
+)
+def test_windows_that_another_family_would_have_are_passed_over(model_type, windows):
+    config = {"model_type": model_type, "sliding_window": 8, "num_hidden_layers": 3, "layer_types": ALTERNATING}
+    for use in (True, False):
+        leftovers = {"use_sliding_window": use, "max_window_layers": 2, "sliding_window_pattern": 2}
+        assert spec_from_config(config | leftovers).windows == windows
 
 
 def test_unknown_layer_types_are_named():
