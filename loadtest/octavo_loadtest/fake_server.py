@@ -107,13 +107,15 @@ class FakeServer:
             return True
         try:
             asked = json.loads(body)
-        except ValueError:
-            _reply(writer, 400, {"error": {"message": "the body is no JSON"}})
+            prompt = _prompt(asked, self.behaviour.overhead)
+            served.tokens = int(asked.get("max_tokens") or asked.get("max_completion_tokens") or 16)
+            dict(asked.get("stream_options") or {})
+        except (ValueError, TypeError, KeyError, AttributeError):
+            _reply(writer, 400, {"error": {"message": "the body is no JSON, or no request"}})
             return True
         if self.behaviour.strict and "ignore_eos" in asked:
             _reply(writer, 400, {"error": {"message": "unrecognized request argument: ignore_eos"}})
             return True
-        prompt = _prompt(asked, self.behaviour.overhead)
         usage = {"prompt_tokens": len(prompt), "completion_tokens": 0}
         if self.behaviour.cache:
             usage |= {"prompt_tokens_details": {"cached_tokens": self._cached(prompt)}}  # type: ignore[dict-item]
@@ -126,7 +128,6 @@ class FakeServer:
         if served.name:
             self.log.append(served)
             self._start = self._start or served.received
-        served.tokens = int(asked.get("max_tokens") or asked.get("max_completion_tokens") or 16)
         served.fault = self._fault(served)
         if served.fault == "reject":
             _reply(writer, 429, {"error": {"message": "busy"}}, "Retry-After: 1\r\n")

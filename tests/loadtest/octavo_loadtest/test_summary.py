@@ -10,11 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from octavo_loadtest.arrivals import Arrivals
 from octavo_loadtest.client import Broken
+from octavo_loadtest.job import Target
 from octavo_loadtest.load import Load
 from octavo_loadtest.measure import Run
+from octavo_loadtest.metrics import DEFINITIONS, derive
+from octavo_loadtest.record import Chunk, Record
 from octavo_loadtest.slo import parse
-from octavo_loadtest.summary import cost, distribution, summarize, worst_tenth
+from octavo_loadtest.summary import cost, distribution, rates, summarize, worst_tenth
+from octavo_loadtest.text import Calibration
 
 Simulate = Callable[..., tuple[Run, Any]]
 OPEN = Load(workload="balanced", scale=0.02, arrivals="constant", rate=10, requests=500, warmup=0)  # 10 tokens out
@@ -195,3 +200,114 @@ def test_what_waits_in_the_client_is_charged_too(simulated: Simulate) -> None:
 def test_an_overloaded_server_is_told_from_a_busy_one(factor: float, rising: bool, simulated: Simulate) -> None:
     load = replace(OPEN, rate=factor * 2 / 1.1, requests=300)
     assert summarize(simulated(load, ttft=0.2, itl=0.1, slots=2)[0])["saturation"]["rising"] == rising
+
+
+# ---- figures of records that are written by hand ---------------------------------------------------------------------
+
+
+def answered(index: int, at: float, *chunks: tuple[float, int], end: float, **fields: Any) -> Record:
+    """A request due and sent at `at` (s), with (s, tokens so far) for its chunks."""
+    made = [Chunk(int(when * 1e9), "text", 4, tokens) for when, tokens in chunks]
+    usage = {"prompt_tokens": 10, "completion_tokens": chunks[-1][1] if chunks else 0}
+    known: dict[str, Any] = {"planned_prompt_tokens": 8, "planned_output_tokens": 4, "planned_cached_tokens": 0}
+    times = {"scheduled": int(at * 1e9), "sent": int(at * 1e9), "end": int(end * 1e9)}
+    rest: dict[str, Any] = {"usage": usage, "chunks": made, "finish_reason": "stop", "status": 200}
+    return Record(index, f"s{index}", 0, 0, **{**known, **times, **rest, **fields})
+
+
+def of(*records: Record, **fields: Any) -> Run:
+    load = Load(requests=len(records), warmup=0)
+    run = Run(Target("http://x", "m"), load, Arrivals("constant"), len(records), "salt", Calibration(), 0, 0.0)
+    run.records = list(records)
+    return replace(run, **fields)
+
+
+def test_rates_of_a_window_count_what_came_within_it() -> None:
+    """Two answers, of 3 and 2 tokens, of 10 prompt tokens each; the window of 1 to 3 s has one end and three tokens."""
+    records = [answered(0, 0.0, (0.5, 1), (1.5, 3), end=1.6), answered(1, 1.0, (2.5, 1), (4.0, 2), end=4.0)]
+    measures = derive(records, DEFINITIONS["octavo"])
+    assert rates(records, measures, (1.0, 3.0)) == {
+        "start": 1.0, "end": 3.0, "requests_per_s": 0.5, "output_tokens_per_s": 1.5, "prompt_tokens_per_s": 5.0,
+        "peak_output_tokens_per_s": 2.0,  # of the second from 0.5 s + 1 on
+        "mean_in_flight": pytest.approx((0.6 + 2.0) / 2),
+    }  # fmt: skip
+    nothing = rates(records, measures, (1.0, 1.0))
+    assert set(nothing) == set(rates(records, measures, (1.0, 3.0)))
+    assert all(math.isnan(value) for value in nothing.values())
+
+
+def test_a_failed_requests_tokens_were_computed_and_its_answer_was_none() -> None:
+    records = [
+        answered(0, 0.0, (1.0, 2), end=2.0),
+        answered(1, 0.0, (1.0, 2), end=2.0, error="truncated: no end"),
+    ]
+    whole = summarize(of(*records))["throughput"]["overall"]
+    assert (whole["requests_per_s"], whole["output_tokens_per_s"], whole["prompt_tokens_per_s"]) == (0.5, 2.0, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "rejected", "truncated"),
+    [("http 429: busy", 429, 1, 0), ("http 503: no", 503, 1, 0), ("http 500: no", 500, 0, 0),
+     ("truncated: no end", 200, 0, 1), ("broken: reset", None, 0, 1), ("unsent: waited", None, 0, 0)],
+)  # fmt: skip
+def test_failures_by_kind(error: str, status: int | None, rejected: int, truncated: int) -> None:
+    run = of(answered(0, 0.0, (1.0, 2), end=2.0), answered(1, 0.0, end=2.0, error=error, status=status))
+    found = summarize(run)["counts"]
+    assert (found["rejected"], found["truncated"], found["failed"], found["ok"]) == (rejected, truncated, 1, 1)
+    assert found["errors"] == {error.split(":")[0]: 1}
+    assert found["finish_reasons"] == {"stop": 1}
+
+
+def test_what_a_cache_was_not_meant_to_have() -> None:
+    """Beyond the plan, the template's 5 tokens and a block and a half; over a hundredth of the prompts is too much."""
+
+    def cached(*tokens: int | None, planned: int = 0) -> dict[str, Any]:
+        records = [
+            answered(i, 0.0, (1.0, 1), end=1.0, planned_cached_tokens=planned,
+                     usage={"prompt_tokens": 1000, "completion_tokens": 1}
+                     | ({} if each is None else {"prompt_tokens_details": {"cached_tokens": each}}))
+            for i, each in enumerate(tokens)
+        ]  # fmt: skip
+        found: dict[str, Any] = summarize(of(*records, calibration=Calibration(1.0, 5.0)))["cache"]
+        return found
+
+    assert cached(None, None)["reported_by"] == 0
+    assert cached(37, 0) == {
+        "reported_by": 2, "prompt_tokens": 2000, "intended": 0, "reported": 37, "unintended": 0, "contaminated": False,
+    }  # fmt: skip
+    assert (cached(57, 0)["unintended"], cached(57, 0)["contaminated"]) == (20, False)
+    assert (cached(58, 0)["unintended"], cached(58, 0)["contaminated"]) == (21, True)
+    assert (cached(137, None, planned=100)["unintended"], cached(137, None, planned=100)["prompt_tokens"]) == (0, 1000)
+    assert cached(0, 137, planned=100)["unintended"] == 0  # what one lacks is no room for another
+
+
+def test_chunks_that_hold_several_tokens() -> None:
+    """Two and three tokens in one answer, all four at once in another: the mean is of chunks."""
+    found = summarize(of(answered(0, 0.0, (1.0, 2), (2.0, 5), end=2.0), answered(1, 0.0, (1.0, 4), end=1.0)))["chunks"]
+    assert found == {
+        "tokens_per_chunk_mean": 3.0, "tokens_per_chunk_max": 4.0, "first_chunk_mean": 3.0, "whole": 1, "counted": True,
+    }  # fmt: skip
+
+
+def test_an_offered_load_is_of_the_arrivals_and_not_of_the_answers() -> None:
+    """Three arrivals in 4 s have two gaps: half a request a second, though the server took 20 s."""
+    run = of(*(answered(i, 2.0 * i, (19.0, 1), end=20.0) for i in range(3)))
+    assert summarize(run)["offered"] == {
+        "span_s": 4.0, "requests_per_s": 0.5, "prompt_tokens_per_s": 5.0, "output_tokens_per_s": 2.0,
+    }  # fmt: skip
+    alone = summarize(of(answered(0, 0.0, (1.0, 1), end=1.0)))["offered"]
+    assert (alone["span_s"], math.isnan(alone["requests_per_s"])) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("good", "interval"),
+    # Wilson (1927), 95 %: 10 of 10, 9 of 10 and 5 of 10, as statsmodels and Newcombe's tables have them
+    [(10, (0.7225, 1.0)), (9, (0.5958, 0.9821)), (5, (0.2366, 0.7634))],
+)
+def test_an_slos_interval_is_wilsons(good: int, interval: tuple[float, float]) -> None:
+    order = [0, 5, 2, 7, 4, 9, 6, 1, 8, 3]
+    run = of(*(answered(i, float(i), (i + (0.1 if order[i] < good else 1.0), 1), end=i + 1.0) for i in range(10)))
+    (found,) = summarize(run, [parse("ttft=0.5")], attainment=0.5)["slos"]
+    assert (found["good"], found["share"], found["met"], found["worth"]) == (good, good / 10, good >= 5, 10)
+    assert found["interval"] == pytest.approx(interval, abs=1e-4)
+    assert found["verdict"] == ("unresolved" if good == 5 else "passed")

@@ -220,3 +220,21 @@ def test_more_lines_than_colours_begin_again() -> None:
     text = draw(Chart("t", "time", "y", lines))
     assert re.findall(r'<path class="line (c\d)"', text) == [f"c{i % 8}" for i in range(10)]
     assert re.findall(r'<i class="key (c\d)"', text) == [f"c{i % 8}" for i in range(10)]
+
+
+def test_an_axis_is_as_high_as_its_bars() -> None:
+    """Of 50 +- 40 the upper end is over every value; 20 +- 30 would reach below zero, and ends at the axis."""
+    chart = Chart("t", "time", "y", (Line("l", [(1.0, 50.0, 40.0), (2.0, 20.0, 30.0)], line=False),))
+    bars = re.findall(r'<line class="line c0" x1="[\d.]+" x2="[\d.]+" y1="([\d.]+)" y2="([\d.]+)"', draw(chart))
+    ((low, high), (foot, _)) = [(float(a), float(b)) for a, b in bars]
+    assert TOP < high < low < HEIGHT - BOTTOM
+    assert high == pytest.approx(TOP + 0.04 / 1.04 * (HEIGHT - BOTTOM - TOP), abs=0.1)  # 90, and 4 % above it
+    assert foot == HEIGHT - BOTTOM
+
+
+def test_titles_of_axes_stand_in_the_middle_of_theirs() -> None:
+    text = draw(Chart("t", "across", "up", (Line("l", [(0.0, 1.0)]),)))
+    ((x, y),) = re.findall(r'<text class="axis" x="([\d.]+)" y="([\d.]+)">across<', text)
+    assert (float(x), float(y)) == ((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8)
+    ((x, y),) = re.findall(r'translate\(([\d.]+) ([\d.]+)\) rotate\(-90\)">up<', text)
+    assert (float(x), float(y)) == (15, (TOP + HEIGHT - BOTTOM) / 2)

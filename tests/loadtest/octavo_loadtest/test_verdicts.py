@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from octavo_loadtest.stats import misses_allowed
 from octavo_loadtest.verdicts import judge
 
 E2E = {"worth": 480.0, "p90": 1.0, "p90_bound": 1.1, "p95_bound": 1.2, "p99_bound": 1.3}
@@ -122,3 +123,68 @@ def test_embeddings_have_no_tokens_to_judge() -> None:
     assert found["lengths"] == ("good", "texts of 101 tokens, 100 planned (mean)")
     assert changed(target__api="embeddings", lengths__prompt__planned_mean=math.nan)["lengths"][0] == "warn"
     assert changed(target__api="embeddings", lengths__prompt__realised_mean=120.0)["lengths"][0] == "warn"
+
+
+@pytest.mark.parametrize(
+    ("path", "last_good", "first_not", "name"),
+    [
+        ("client__cpu_share_max", 0.85, 0.851, "client"),
+        ("client__late_p99_s", 0.05, 0.0501, "schedule"),
+        ("lengths__output__realised_mean", 52.4, 52.6, "lengths"),
+        ("lengths__output__realised_mean", 47.6, 47.4, "lengths"),
+        ("lengths__prompt__realised_mean", 104.9, 105.1, "lengths"),
+        ("chunks__tokens_per_chunk_mean", 1.2, 1.21, "chunks"),
+        ("chunks__first_chunk_mean", 1.2, 1.21, "chunks"),
+        ("counts__sent", 500, 499, "plan"),
+        ("counts__warmup", 1, 0, "warm-up"),
+    ],
+)
+def test_where_good_ends(path: str, last_good: float, first_not: float, name: str) -> None:
+    assert changed(**{path: last_good})[name][0] == "good"
+    assert changed(**{path: first_not})[name][0] != "good"
+
+
+@pytest.mark.parametrize(
+    ("lag", "ttft", "level"),
+    [(0.03, 0.3, "good"), (0.0301, 9.0, "bad"), (0.02, 0.19, "warn"), (0.02, 0.21, "good"), (0.02, None, "good")],
+)
+def test_a_clients_delay_is_held_against_the_first_token(lag: float, ttft: float | None, level: str) -> None:
+    assert changed(client__lag_p99_s=lag, latency__ttft__from_sent__p50=ttft)["client"][0] == level
+
+
+@pytest.mark.parametrize(("failed", "level"), [(0, "good"), (1, "warn"), (5, "warn"), (6, "bad")])
+def test_a_hundredth_of_failures_is_bad_only_beyond(failed: int, level: str) -> None:
+    assert changed(counts__failed=failed, counts__errors={"x": failed})["failures"][0] == level
+
+
+@pytest.mark.parametrize(
+    ("due", "wanting"),
+    [(43, "p90, p95, p99"), (44, "p95, p99"), (89, "p95, p99"), (90, "p99"), (458, "p99"), (459, None)],
+)
+def test_what_a_sample_is_too_small_for(due: int, wanting: str | None) -> None:
+    """The numbers are those that `stats` gives: requests of which none may be beyond the bound."""
+    found = changed(counts__due=due)["sample"]
+    assert found[0] == ("warn" if wanting else "good")
+    assert wanting is None or f"{due} requests are too few for {wanting} (" in found[1]
+    least = {share: next(n for n in range(1, 500) if misses_allowed(n, share) >= 0) for share in (0.9, 0.95, 0.99)}
+    assert least == {0.9: 44, 0.95: 90, 0.99: 459}
+
+
+def test_shares_of_cached_tokens_are_of_the_prompts() -> None:
+    cache = {"reported_by": 3, "prompt_tokens": 400, "reported": 100, "intended": 60, "unintended": 40.0}
+    assert changed(cache=cache | {"contaminated": False})["prefix cache"] == (
+        "good", "clean: 25.0% of prompt tokens cached, 15.0% intended",
+    )  # fmt: skip
+    found = changed(cache=cache | {"contaminated": True})["prefix cache"]
+    assert found == ("bad", "contaminated: 25.0% of prompt tokens cached, 15.0% intended, 40 tokens beyond the plan")
+    assert changed(cache=cache | {"prompt_tokens": 0, "contaminated": False})["prefix cache"][0] == "good"
+
+
+def test_every_verdict_has_a_name_of_its_own_and_a_level() -> None:
+    slos = [{"name": name, "interval": [0.9, 1.0], "met": True, "share": 1.0, "target": 0.9, "verdict": "passed"}
+            for name in ("a", "b")]  # fmt: skip
+    lines = judge(copy.deepcopy(GOOD) | {"slos": slos})
+    names = [line["name"] for line in lines]
+    assert len(set(names)) == len(names) == 13
+    assert names[-2:] == ["SLO a", "SLO b"]
+    assert {line["level"] for line in lines} == {"good"}
