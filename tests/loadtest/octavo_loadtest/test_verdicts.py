@@ -188,3 +188,24 @@ def test_every_verdict_has_a_name_of_its_own_and_a_level() -> None:
     assert len(set(names)) == len(names) == 13
     assert names[-2:] == ["SLO a", "SLO b"]
     assert {line["level"] for line in lines} == {"good"}
+
+
+@pytest.mark.parametrize(
+    ("mean", "counted", "text"),
+    [
+        (1.0, True, "1.00 tokens a chunk, 1.00 in the first (counted)"),
+        (1.0, False, "1.00 tokens a chunk, 1.00 in the first (estimated from characters)"),
+        (2.5, True, "2.50 tokens a chunk, 1.00 in the first (counted): gaps are between chunks, and token gaps deal "
+         "each evenly to its tokens"),
+        (2.5, False, "2.50 tokens a chunk, 1.00 in the first (estimated from characters): gaps are between chunks, and "
+         "token gaps deal each evenly to its tokens; TPOT is as good as the estimate: --tokenizer counts exactly"),
+    ],
+)  # fmt: skip
+def test_who_says_how_many_tokens_a_chunk_has(mean: float, counted: bool, text: str) -> None:
+    assert changed(chunks__tokens_per_chunk_mean=mean, chunks__counted=counted)["chunks"][1] == text
+
+
+def test_times_are_said_in_the_unit_that_is_named() -> None:
+    late = changed(client__late_p50_s=0.0012, client__late_p99_s=0.0345)["schedule"][1]
+    assert late == "kept: sent 1.2 ms after the schedule at p50, 34.5 ms at p99"
+    assert changed()["steady"][1] == "rates are of 8.0 s without ramp and drain"  # from 1 to 9
