@@ -17,8 +17,17 @@ CPU_KV_BYTES = 2**30
 def groups_of(spec: ModelSpec, config: EngineConfig) -> LayerGroups:
     """The groups of a model's layers that attend; one beside recurrent layers, and where blocks go to a disk or
     to other shards, which take them with all layers."""
+    return _groups(spec, config, whole=config.has_tier or config.share_kv_cache)
+
+
+def keeps_left_windows(spec: ModelSpec, config: EngineConfig) -> bool:
+    """Whether layers keep what left their windows for the sake of blocks that go elsewhere alone."""
+    return groups_of(spec, config).windowed < _groups(spec, config, whole=False).windowed
+
+
+def _groups(spec: ModelSpec, config: EngineConfig, *, whole: bool) -> LayerGroups:
     longest = min(config.max_model_len or spec.max_position_embeddings, spec.max_position_embeddings)
-    whole = config.has_tier or config.share_kv_cache or spec.recurrence is not None
+    whole = whole or spec.recurrence is not None
     windows = [None if whole else spec.windows[layer] for layer in spec.attention_layers]
     return layer_groups(windows, longest, config.max_num_batched_tokens)
 

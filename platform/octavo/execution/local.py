@@ -8,6 +8,7 @@ from functools import partial
 
 from octavo.config import EngineConfig
 from octavo.errors import ConfigError
+from octavo.execution.capacity import keeps_left_windows
 from octavo.execution.device import find_device, limit_torch
 from octavo.execution.executor import Executor, LocalExecutor
 from octavo.execution.native_encoder import load_native_encoder, why_not_native_encoder
@@ -44,6 +45,12 @@ def load_local(
 
         executor = load_torch(source, config, device, share, group, progress=progress)
     logger.info("%s: %s, %d KV blocks", source.name, executor, executor.num_blocks)
+    if keeps_left_windows(share.spec, config):
+        logger.warning(
+            "%s: layers with a window keep all of a text, for blocks that go to a tier or another shard hold all "
+            "layers: without disk_cache_bytes, host_cache_bytes and share_kv_cache they give back what left it",
+            source.name,
+        )
     return executor
 
 

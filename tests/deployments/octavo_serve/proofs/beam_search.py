@@ -77,7 +77,7 @@ SETTINGS = [
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--prompts", type=int, default=200)
+    options.add_argument("--prompts", type=int, default=200, help="the number of the last one, from 1 on")
     options.add_argument("--first", type=int, default=0, help="the first of them, to go on with another run")
     options.add_argument("--settings", type=int, default=len(SETTINGS), help="of each prompt")
     options.add_argument("--timed", type=int, default=8, help="prompts that are timed")

@@ -32,6 +32,21 @@ def test_a_rotary_table_has_no_more_positions_than_there_can_be_keys_for(tiny_mo
     assert num_positions(spec, config, 2**20, BLOCK, groups_of(spec, config)) == positions
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("gemma3", {"host_cache_bytes": 2**20}, True),
+        ("gemma3", {"share_kv_cache": True}, True),
+        ("gemma3", {}, False),
+        ("gemma3", {"host_cache_bytes": 2**20, "max_model_len": 8}, False),  # the window holds all of any text
+        ("llama3", {"host_cache_bytes": 2**20}, False),
+    ],
+)
+def test_windows_that_give_nothing_back_are_told_at_the_start(tiny_model, caplog, name, settings, said):
+    load_local(resolve_source(str(tiny_model(name))), EngineConfig(kv_cache_bytes=2**20, **settings))
+    assert ("layers with a window keep all of a text" in caplog.text) is said
+
+
 @pytest.mark.parametrize("native", [True, False])
 def test_tables_shrink_with_the_cache_on_either_runner(tiny_model, native):
     source = resolve_source(str(tiny_model("llama3")))
