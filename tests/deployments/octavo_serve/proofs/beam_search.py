@@ -85,6 +85,10 @@ def main() -> None:
     options.add_argument("--threads", type=int, default=available_cores(), help="of either side")
     options.add_argument("--parts", default="same,speed,neighbours")
     given = options.parse_args()
+    if given.first >= given.prompts:
+        options.error(
+            f"--prompts {given.prompts} is the number of the last one: with --first {given.first} there is none"
+        )
     torch.set_num_threads(given.threads)
     llm = LLM(
         MODEL, dtype="float32", kv_cache_bytes=2**29, max_num_seqs=64, speculation=False, threads=given.threads,
