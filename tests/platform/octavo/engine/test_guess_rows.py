@@ -75,3 +75,13 @@ def test_rows_that_are_free_cost_nothing_and_never_less(rows):
 def test_steps_with_prompts_say_nothing(rows):
     rows.took(work(50, has_prompts=True), 1, 1.0)
     assert seconds(rows, 49, 1) == pytest.approx(1e-4, rel=0.05)
+
+
+def test_what_looked_dear_is_forgotten_while_other_steps_run(rows):
+    """Guesses that are dear are not tried: nothing else would tell that they are no longer."""
+    for _ in range(40):
+        rows.took(work(5), 1, 5e-3)
+    assert seconds(rows, 4, 1) > 1e-3
+    for _ in range(800):
+        rows.took(work(4), 0, 1.4e-3)
+    assert seconds(rows, 4, 1) < 2e-4
