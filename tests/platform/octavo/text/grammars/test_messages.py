@@ -140,7 +140,7 @@ def test_tools_that_are_too_large_together_are_not_compiled(message: Message, mo
     monkeypatch.setattr(messages, "is_sound", lambda source: pytest.fail("compiled"))
     many = _tools(30, MAX_GRAMMAR // 29, param="tools")
     assert made.begun(many, many=True) is None
-    with pytest.raises(BadRequest, match=r"^the schemas of the tools have \d+ characters; at most 262144") as caught:
+    with pytest.raises(BadRequest, match=r"^the schemas of the tools have \d+ characters; at most 524288") as caught:
         made.forced(many, many=True)
     assert caught.value.param == "tools"
     with pytest.raises(BadRequest, match="send fewer"):
