@@ -11,6 +11,7 @@ what holds them.
 from __future__ import annotations
 
 import copy
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -21,6 +22,10 @@ from octavo.errors import BadRequest
 SECONDS = 0.1
 """Of CPU time for a search, after which the last check still ends: one takes 1 ms, 5 with 300 properties, and 18 at
 worst, with the limits of light grammars."""
+
+SAVED, SHARE = 3.0, 0.03
+"""Seconds of CPU for all searches of a process: so many at once, and then this share of a core. Errors that come ten a
+second are nobody's who reads them, and looking for their places would take a core from streams."""
 
 _SHOWN = 80
 """Characters of a property's name in a path."""
@@ -42,20 +47,46 @@ _NAMED = "dependentSchemas", "patternProperties", "properties"
 
 
 def blamed(error: BadRequest, schema: Any, check: Check) -> BadRequest:
-    """The error with the path inside the schema that it is about, or as it is where that cannot be told.
+    """The error with the path inside the schema that it is about, or as it is where that cannot be told, or others took
+    the time.
 
     Args:
         error: its sentence begins with its field.
         check: what raised it of the schema; called up to some dozen times, as long as `SECONDS` allow.
     """
+    begin = time.thread_time()
     try:
-        path = _Search(error, schema, check).path()
+        path = _Search(error, schema, check).path() if _allowance.is_left() else []
     except RecursionError:  # a schema in a client's own grammar may be deep
         path = []
+    _allowance.spend(time.thread_time() - begin)
     if not path or error.param is None:
         return error
     param = ".".join([error.param, *(step[:_SHOWN] for step in path)])
     return BadRequest(param + error.message.removeprefix(error.param), param)
+
+
+class Allowance:
+    """Seconds of CPU that searches may take; for any thread."""
+
+    def __init__(self) -> None:
+        self._left, self._at = SAVED, time.monotonic()
+        self._lock = threading.Lock()
+
+    def is_left(self) -> bool:
+        """Whether there is any."""
+        with self._lock:
+            now = time.monotonic()
+            self._left, self._at = min(SAVED, self._left + SHARE * (now - self._at)), now
+            return self._left > 0
+
+    def spend(self, seconds: float) -> None:
+        """So much was taken."""
+        with self._lock:
+            self._left -= seconds
+
+
+_allowance = Allowance()
 
 
 class _Search:

@@ -135,3 +135,23 @@ def test_hostile_schemas_that_are_wrong_take_little_time(compiler):
     compiler.submit(grammar, lambda result: (seconds.append(time.process_time() - begin), done.set()))
     assert done.wait(60)
     assert seconds[0] < 2
+
+
+def test_a_flood_of_errors_is_not_searched(compiler, monkeypatch):
+    """Nobody reads ten a second, and each search takes CPU from streams."""
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(blame, "_allowance", allowance := blame.Allowance())
+    allowance.spend(blame.SAVED + 0.3)
+    schema = of({"a": {"type": 3}})
+
+    def path() -> str:
+        made = sources.grammar(StructuredOutputs(json=schema | {"title": str(now)}))
+        with pytest.raises(BadRequest) as caught:
+            compiler.compile(made)
+        assert caught.value.param is not None
+        return caught.value.param
+
+    assert path() == "structured_outputs"
+    now += 0.35 / blame.SHARE
+    assert path() == "structured_outputs.properties.a.type"
