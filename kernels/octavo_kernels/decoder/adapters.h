@@ -17,31 +17,11 @@ namespace octavo {
 enum Site { kQkvSite, kOutSite, kMlpSite, kDownSite, kSites };
 enum Part { kQ, kK, kV, kOut, kGate, kUp, kDown, kParts };
 constexpr Site kSiteOf[kParts] = {kQkvSite, kQkvSite, kQkvSite, kOutSite, kMlpSite, kMlpSite, kDownSite};
-constexpr Range kPartsOf[kSites] = {{kQ, kOut}, {kOut, kGate}, {kGate, kDown}, {kDown, kParts}};
 
 // Words of a record of Python's: one layer of an adapter. A's of one input are stacked.
 struct AdapterLayer {
     LowA a[kSites];
     LowB b[kParts];
-
-    // The i-th of `count` shares of an input's matrices: all, or one each, if none has a block of A with another.
-    Range share(Site site, int64_t i, int64_t count) const {
-        const Range all = kPartsOf[site];
-        bool apart = count > 1;
-        for (int64_t part = all.begin; part < all.end; ++part) apart &= b[part].offset % packed::LANES == 0;
-        if (apart) return {all.begin + i, all.begin + i + 1};
-        return i ? Range{all.end, all.end} : all;
-    }
-    // The blocks of A of some matrices of an input.
-    Range blocks(Range parts) const {
-        int64_t begin = packed::kMaxStacked, end = 0;
-        for (int64_t part = parts.begin; part < parts.end; ++part) {
-            if (!b[part].rank) continue;
-            begin = std::min(begin, b[part].offset);
-            end = std::max(end, b[part].offset + b[part].rank);
-        }
-        return {begin / packed::LANES, blocks_of(end)};
-    }
 };
 
 struct Adapter {
@@ -57,14 +37,14 @@ struct AdapterPiece {
     const int64_t* rows;
     int64_t count;
 
-    // low: A x of all rows, packed; of some matrices of an input.
+    // low: A x of all rows, packed.
     template <LowKind KIND, int ROWS>
-    void project(const AdapterLayer& layer, Range parts, const Activations& x, float* low, int64_t stride) const {
+    void project(const AdapterLayer& layer, Site site, const Activations& x, float* low, int64_t stride) const {
         float sums[ROWS][packed::kMaxStacked];
-        packed::project<KIND, ROWS>(layer.a[kSiteOf[parts.begin]], x, rows, layer.blocks(parts), sums);
-        for (int64_t part = parts.begin; part < parts.end; ++part) {
+        packed::project<KIND, ROWS>(layer.a[site], x, rows, sums);
+        for (int part = 0; part < kParts; ++part) {
             const LowB& b = layer.b[part];
-            if (!b.rank) continue;
+            if (kSiteOf[part] != site || !b.rank) continue;
             for (int r = 0; r < ROWS; ++r)
                 packed::pack_low<KIND>(b.rank, sums[r] + b.offset, low + rows[r] * stride + b.place * packed::kPlace);
         }
@@ -129,11 +109,6 @@ class StepAdapters {
         }
     }
 
-    int64_t shares(Site site) const {
-        const Range parts = kPartsOf[site];
-        return int64_t(pieces.size()) < num_threads() ? parts.end - parts.begin : 1;
-    }
-
 public:
     int64_t stride = 0;  // floats of a row of `low`, which holds A x of one site, packed
 
@@ -155,18 +130,16 @@ public:
 
     bool none() const { return used == 0; }
 
-    // A x in so many units: where there are fewer pieces than threads, those of one input are apart.
-    int64_t units(Site site) const { return int64_t(pieces.size()) * shares(site); }
+    // A x in units() pieces.
+    int64_t units() const { return int64_t(pieces.size()); }
 
     void project(int64_t layer, Site site, const Input& input, float* low, int64_t unit) const {
-        const int64_t count = shares(site);
-        const AdapterPiece& piece = pieces[unit / count];
+        const AdapterPiece& piece = pieces[unit];
         const AdapterLayer& changed = piece.adapter->layers[layer];
-        const Range parts = changed.share(site, unit % count, count);
-        if (!changed.a[site].n || parts.begin == parts.end) return;
+        if (!changed.a[site].n) return;
         with_kind(changed.a[site].kind, [&](auto kind) {
             with_rows(piece.count, [&](auto rows) {
-                piece.project<kind, rows>(changed, parts, input.form(input_of(kind)), low, stride);
+                piece.project<kind, rows>(changed, site, input.form(input_of(kind)), low, stride);
             });
         });
     }

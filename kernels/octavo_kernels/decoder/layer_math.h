@@ -52,7 +52,7 @@ protected:
         const StepAdapters& adapters = way.shared.adapters;
         if (adapters.none()) return way.multiply(outputs, prepare, f);
         const int64_t at = &layer - layers.data();
-        way.multiply(outputs, prepare, adapters.units(site), [&](int64_t unit) {
+        way.multiply(outputs, prepare, adapters.units(), [&](int64_t unit) {
             adapters.project(at, site, input, way.shared.low, unit);
         }, f);
     }
@@ -98,7 +98,7 @@ protected:
         const StepAdapters& adapters = way.shared.adapters;
         if (adapters.none()) return way.multiply({model.hidden}, f);
         const int64_t at = &layer - layers.data();
-        way.multiply({model.hidden}, adapters.units(kDownSite), [&](int64_t unit) {
+        way.multiply({model.hidden}, adapters.units(), [&](int64_t unit) {
             adapters.project(at, kDownSite, between, way.shared.low, unit);
         }, f);
     }

@@ -119,14 +119,13 @@ OCTAVO_INLINE void project_rows(const uint8_t* unit, int64_t groups, const Place
     }
 }
 
-// A x of some rows: the sums of some blocks of A, at their places.
+// A x of some rows.
 template <LowKind KIND, int ROWS>
-void project(const LowA& a, const Activations& input, const int64_t* rows, Range blocks,
-             float (&to)[ROWS][kMaxStacked]) {
+void project(const LowA& a, const Activations& input, const int64_t* rows, float (&to)[ROWS][kMaxStacked]) {
     Place x[ROWS];
     for (int r = 0; r < ROWS; ++r) x[r] = place_of(input, rows[r]);
     const int64_t groups = groups_of(a.k), bytes = groups * unit_bytes_of<KIND>();
-    for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+    for (int64_t block = 0; block < blocks_of(a.n); ++block) {
         Floats acc[ROWS];
         for (int r = 0; r < ROWS; ++r) acc[r] = no_floats();
         project_rows<KIND, ROWS>(a.data + block * bytes, groups, x, acc);
