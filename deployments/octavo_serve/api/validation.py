@@ -17,7 +17,7 @@ _CLASS = re.compile(r"(?:a valid dictionary or )?(?:an )?instance of \w+")
 _EXTRA = "extra_forbidden", "unexpected_keyword_argument"
 
 
-class Inside(ValueError):
+class WrongInside(ValueError):
     """What a validator raises for a value that it validates as a model of its own.
 
     Args:
@@ -62,7 +62,7 @@ def explain(error: ValidationError, root: Any, where: str = "field") -> tuple[st
         return f"{where} {name!r} is required", name
     if problem["type"] == "value_error":  # raised by our own validators: a sentence, or the end of one
         inside = f" in {name}" if where == "setting" and name else ""
-        if isinstance(problem["ctx"]["error"], Inside) and name:
+        if isinstance(problem["ctx"]["error"], WrongInside) and name:
             return problem["ctx"]["error"].below(name)
         sentence = str(problem["ctx"]["error"])
         return f"{name} {sentence}" if sentence.startswith("must be") else f"{sentence}{inside}", name

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import PlainValidator, ValidationError
 
 from octavo_serve.api.body import Body
-from octavo_serve.api.validation import Inside, explain
+from octavo_serve.api.validation import WrongInside, explain
 
 Kinds = Mapping[str, type[Body] | str]
 """Kind -> its schema, or the sentence that refuses it."""
@@ -38,7 +38,7 @@ def one_of(kinds: Kinds, kind_of: Callable[[Mapping[str, Any]], object] = by_typ
         try:
             return kind.model_validate(value)
         except ValidationError as error:
-            raise Inside(*explain(error, kind)) from None
+            raise WrongInside(*explain(error, kind)) from None
 
     schemas = dict.fromkeys(kind for kind in kinds.values() if not isinstance(kind, str))
     described: Any = reduce(or_, schemas)
